@@ -1,0 +1,124 @@
+"""The console command: a table of commands, of which only the chosen one is imported.
+
+``timegrain --help`` therefore starts as fast as Python does: no torch, no numpy. Each command is a plain typed
+function; jsonargparse turns its signature and docstring into options and help.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+
+class Command(NamedTuple):
+    """Where a command lives and what it does, in one line."""
+
+    target: str
+    summary: str
+
+
+COMMANDS: dict[str, Command] = {
+    "demo": Command("timegrain.demo:demo", "generate videos, pre-train, evaluate, write a report page"),
+    "pretrain": Command("timegrain.tasks.pretrain:pretrain", "pre-train TeG on a folder or manifest of videos"),
+    "probe": Command("timegrain.tasks.probe:probe", "linear probe, kNN and retrieval on frozen features"),
+    "embed": Command("timegrain.inference:embed_command", "features of videos of any length, as Parquet"),
+    "similarity": Command("timegrain.inference:similarity_command", "a video's self-similarity matrix, as a picture"),
+    "manifest scan": Command("timegrain.data.manifest:scan", "list a folder of videos into a manifest"),
+    "manifest check": Command("timegrain.data.manifest:check", "decode what training would decode; report coverage"),
+    "eventworld": Command("timegrain.data.eventworld:eventworld", "generate videos with known events and boundaries"),
+    "model-info": Command("timegrain.models.info:model_info", "parameters, shapes and multiply-adds of a backbone"),
+}
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [
+        "usage: timegrain COMMAND [OPTIONS]",
+        "",
+        "Self-supervised video features whose temporal granularity you choose.",
+        "",
+        "commands:",
+        *(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()),
+        "",
+        "Start here:",
+        "  timegrain demo --out runs/demo --quick      two minutes, one page of results",
+        "  timegrain pretrain --data.folder VIDEOS     learn features from a folder, no labels needed",
+        "  timegrain embed VIDEOS --weights W --out features.parquet",
+        "",
+        "`timegrain COMMAND --help` explains each; `timegrain --version` prints the version.",
+    ]
+    return "\n".join(lines)
+
+
+def _find(arguments: Sequence[str]) -> tuple[str, Sequence[str]] | None:
+    """The longest command that the arguments start with, and what follows it."""
+    for length in (2, 1):
+        name = " ".join(arguments[:length])
+        if len(arguments) >= length and name in COMMANDS:
+            return name, arguments[length:]
+    return None
+
+
+def _unknown(arguments: Sequence[str]) -> str:
+    first = arguments[0]
+    group = [name for name in COMMANDS if name.startswith(first + " ")]
+    if group and (len(arguments) == 1 or arguments[1] in ("-h", "--help")):
+        return "\n".join(f"  timegrain {name:<18} {COMMANDS[name].summary}" for name in group)
+    typed = " ".join(arguments[:2]) if group else first
+    close = difflib.get_close_matches(typed, COMMANDS, n=2)
+    hint = f" Did you mean {' or '.join(repr(name) for name in close)}?" if close else ""
+    return f"timegrain: error: unknown command {typed!r}.{hint} `timegrain --help` lists the commands."
+
+
+def _call(name: str, arguments: Sequence[str]) -> Any:
+    from jsonargparse import auto_cli
+
+    module, function = COMMANDS[name].target.split(":")
+    command = getattr(importlib.import_module(module), function)
+    return auto_cli(command, args=list(arguments), prog=f"timegrain {name}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: What was typed after ``timegrain``; the process's own arguments by default.
+
+    Returns:
+        The exit code: 0, or 2 for anything that the user can put right (the message says how).
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        from timegrain import __version__
+
+        print(f"timegrain {__version__}")
+        return 0
+    found = _find(arguments)
+    if found is None:
+        message = _unknown(arguments)
+        is_error = message.startswith("timegrain: error")
+        print(message, file=sys.stderr if is_error else sys.stdout)
+        return 2 if is_error else 0
+    name, rest = found
+    try:
+        _call(name, rest)
+    except (ValueError, OSError) as error:
+        if os.environ.get("TIMEGRAIN_DEBUG"):
+            raise
+        print(f"timegrain {name}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"timegrain {name}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""TimeGrain's room ``data``."""

@@ -1,0 +1,76 @@
+"""What all tests share: videos they make themselves, and reference material where it is present."""
+
+from __future__ import annotations
+
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+def make_video(
+    path: Path,
+    frames: np.ndarray,
+    fps: float = 25.0,
+    codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    options: dict[str, str] | None = None,
+    pts: list[int] | None = None,
+    time_base: Fraction | None = None,
+) -> Path:
+    """Write (T, H, W, 3) uint8 RGB frames as a real video file; `pts` (in `time_base`) makes the rate irregular."""
+    import av
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rate = Fraction(fps).limit_denominator(1001)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate, options=options or {})
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = pix_fmt
+        stream.thread_count = 1
+        if time_base is not None:
+            stream.codec_context.time_base = time_base
+        for index, image in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            if pts is not None:
+                frame.pts = pts[index]
+                frame.time_base = time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def moving_square(num_frames: int, height: int = 48, width: int = 64, seed: int = 0) -> np.ndarray:
+    """(T, H, W, 3) uint8: a bright square that wanders over a smooth coloured background; every frame differs."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width]
+    background = np.stack([60 + 60 * np.sin(x / 9 + p) + 40 * np.cos(y / 7 + p) for p in rng.uniform(0, 6, 3)], -1)
+    frames = np.repeat(np.clip(background, 0, 255)[None], num_frames, 0)
+    size = max(4, height // 6)
+    top = ((np.sin(np.arange(num_frames) / 5 + seed) + 1) / 2 * (height - size)).astype(int)
+    left = (np.arange(num_frames) * 3 + 7 * seed) % max(1, width - size)
+    for t in range(num_frames):
+        frames[t, top[t] : top[t] + size, left[t] : left[t] + size] = (255, 200 - t % 100, 30 + t % 200)
+    return frames.astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference material (golden values, real clips); the test is skipped where it is absent."""
+    root = Path(os.environ.get("TIMEGRAIN_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    if not (root / "golden").is_dir():
+        pytest.skip(f"reference material not found at {root} (set TIMEGRAIN_SHARED)")
+    return root
+
+
+@pytest.fixture(scope="session")
+def video_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight small H.264 videos of two classes, `CLASS/NAME.mp4`, 40 to 75 frames."""
+    root = tmp_path_factory.mktemp("videos")
+    for index in range(8):
+        frames = moving_square(40 + 5 * index, seed=index)
+        make_video(root / ("left" if index % 2 else "right") / f"v{index}.mp4", frames, options={"g": "12"})
+    return root
