@@ -6,12 +6,14 @@ function; jsonargparse turns its signature and docstring into options and help.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+if TYPE_CHECKING:
+    import inspect
 
 
 class Command(NamedTuple):
@@ -64,6 +66,8 @@ def _find(arguments: Sequence[str]) -> tuple[str, Sequence[str]] | None:
 
 
 def _unknown(arguments: Sequence[str]) -> str:
+    import difflib
+
     first = arguments[0]
     group = [name for name in COMMANDS if name.startswith(first + " ")]
     if group and (len(arguments) == 1 or arguments[1] in ("-h", "--help")):
@@ -74,12 +78,48 @@ def _unknown(arguments: Sequence[str]) -> str:
     return f"timegrain: error: unknown command {typed!r}.{hint} `timegrain --help` lists the commands."
 
 
+def _prepare(arguments: Sequence[str], parameters: Sequence[inspect.Parameter]) -> list[str]:
+    """Let a shell user leave out what jsonargparse asks for: `--json` alone is true, and `a b c` is a list of paths."""
+    import json
+
+    flags = {f"--{parameter.name}" for parameter in parameters if parameter.annotation in (bool, "bool")}
+    prepared = list(arguments)
+    for position in reversed(range(len(prepared))):
+        following = prepared[position + 1 : position + 2]
+        if prepared[position] in flags and following not in (["true"], ["false"]):
+            prepared[position] += "=true"
+    first = next(iter(parameters), None)
+    if first is not None and str(first.annotation).startswith("list["):
+        count = next((i for i, word in enumerate(prepared) if word.startswith("-")), len(prepared))
+        if count:
+            prepared = [json.dumps(prepared[:count]), *prepared[count:]]
+    return prepared
+
+
 def _call(name: str, arguments: Sequence[str]) -> Any:
-    from jsonargparse import auto_cli
+    import difflib
+    import inspect
+    import re
+
+    from jsonargparse import ArgumentParser, auto_cli
+
+    class Parser(ArgumentParser):
+        """A parser whose complaints are one message, without the usage of every option."""
+
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            known = [option.lstrip("-") for option in self._option_string_actions]
+            words = re.findall(r"unrecognized arguments: -*([\w.]+)", message)
+            words += [f"{group}.{key}" for group, key in re.findall(r"Group '(.+)' does not .* option '(.+)'", message)]
+            close = [match for word in words for match in difflib.get_close_matches(word, known, n=1)]
+            hint = f" Did you mean --{close[0]}?" if close else ""
+            text = f"timegrain {name}: error: {message.strip()}{hint}\nSee `timegrain {name} --help`."
+            print(text, file=sys.stderr)
+            raise SystemExit(2)
 
     module, function = COMMANDS[name].target.split(":")
     command = getattr(importlib.import_module(module), function)
-    return auto_cli(command, args=list(arguments), prog=f"timegrain {name}")
+    prepared = _prepare(arguments, list(inspect.signature(command).parameters.values()))
+    return auto_cli(command, args=prepared, prog=f"timegrain {name}", parser_class=Parser)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
