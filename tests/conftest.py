@@ -8,6 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+# The time of an example says nothing on a shared machine; the same examples every time keep failures repeatable.
+settings.register_profile("timegrain", deadline=None, max_examples=60, derandomize=True)
+settings.load_profile("timegrain")
+
+# Shapes in signatures are checked wherever the tests call these rooms.
+install_import_hook(
+    [f"timegrain.{room}" for room in ("aggregation", "losses", "distributed", "objectives", "models")],
+    "beartype.beartype",
+)
 
 
 def make_video(

@@ -1,7 +1,7 @@
 """From time steps to n embeddings per clip, and which short embedding belongs to which long one.
 
-Source: section 3 of the paper, "temporal aggregation": embeddings are average-pooled to n (short clip) and m (long clip),
-and each short embedding is matched with the long one whose mean source-frame index is nearest.
+Source: section 3 of the paper, "temporal aggregation": embeddings are average-pooled to n (short clip) and m (long
+clip), and each short embedding is matched with the long one whose mean source-frame index is nearest.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ def check_num(num: int, num_steps: int, name: str = "num") -> None:
     """Raise a ValueError unless ``num`` embeddings can be pooled from ``num_steps`` time steps."""
     if not 1 <= num <= num_steps:
         raise ValueError(
-            f"{name} = {num} is not possible: the backbone leaves {num_steps} time steps of this clip, so {name} must be "
-            f"between 1 and {num_steps}. Use more frames per clip, or a smaller {name}."
+            f"{name} = {num} is not possible: the backbone leaves {num_steps} time steps of this clip, so {name} must "
+            f"be between 1 and {num_steps}. Use more frames per clip, or a smaller {name}."
         )
 
 

@@ -1,7 +1,7 @@
 """The contrastive losses of TeG: one InfoNCE, one matching rule, a list of granularity levels.
 
-Source: Eq. 1 (fine-grained loss L_f), Eq. 2 (persistent loss L_p) and Eq. 3 (their weighted sum) of the paper. L_p is the
-level n = m = 1; TeG(α) is two levels with weights α and 1 - α; a pyramid is several levels at once.
+Source: Eq. 1 (fine-grained loss L_f), Eq. 2 (persistent loss L_p) and Eq. 3 (their weighted sum) of the paper. L_p is
+the level n = m = 1; TeG(α) is two levels with weights α and 1 - α; a pyramid is several levels at once.
 """
 
 from __future__ import annotations

@@ -1,0 +1,283 @@
+"""What watches a training run: progress, metrics on disk, data wait, broken videos, the quality of the features."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
+from tqdm import tqdm
+
+from timegrain.data.clips import VideoClips, view_batches
+from timegrain.data.decoding import VideoError
+from timegrain.data.transforms import to_model_input
+from timegrain.files import atomic_path
+from timegrain.models.hub import VideoEncoder
+from timegrain.probes import knn_leave_one_out, same_video_retrieval
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Checkpoints that are whole or not there, read back without running any code in them."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write beside ``path``, flush to the disk, rename."""
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Read a checkpoint; a damaged one is a ValueError that says which and what to do."""
+        try:
+            checkpoint: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        except Exception as error:
+            raise ValueError(
+                f"the checkpoint {path} cannot be read ({str(error).splitlines()[0]}). "
+                "Delete it to continue from another one in its folder, or use --run.restart true"
+            ) from error
+        return checkpoint
+
+
+class ProgressLine(Callback):
+    """One line: steps, loss, samples per second, share of time waiting for data, time left."""
+
+    def __init__(self) -> None:
+        self.bar: tqdm[Any] | None = None
+        self.waited = self.trained = 0.0
+        self._mark = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the line at the step where training goes on."""
+        self._mark = time.perf_counter()
+        if trainer.is_global_zero:
+            total = trainer.estimated_stepping_batches
+            self.bar = tqdm(
+                total=int(total), initial=trainer.global_step, desc="pre-training", dynamic_ncols=True, mininterval=0.5
+            )
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """The time since the last batch ended was spent waiting for this one."""
+        now = time.perf_counter()
+        self.waited += now - self._mark
+        self._mark = now
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the line."""
+        now = time.perf_counter()
+        self.trained += now - self._mark
+        self._mark = now
+        wait = 100 * self.waited / (self.waited + self.trained)
+        pl_module.log("data_wait_percent", wait)
+        if self.bar is not None and trainer.global_step > self.bar.n:
+            self.bar.update(trainer.global_step - self.bar.n)
+            rate = (self.bar.format_dict["rate"] or 0.0) * len(batch["index"]) * trainer.world_size
+            rate *= trainer.accumulate_grad_batches
+            parts = {
+                key.split("/")[0]: f"{float(value):.2f}"
+                for key, value in trainer.callback_metrics.items()
+                if key.endswith("/loss")
+            }
+            loss = float(trainer.callback_metrics.get("loss", torch.nan))
+            self.bar.set_postfix({"loss": f"{loss:.3f}", **parts, "samples/s": f"{rate:.0f}", "wait": f"{wait:.0f}%"})
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the line."""
+        if self.bar is not None:
+            self.bar.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Close the line before the error is printed."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+class MetricsCsv(Callback):
+    """``metrics.csv``: one row per logged step, continued (not begun anew) when the run is resumed.
+
+    Args:
+        path: The file.
+        every_steps: Optimiser steps between rows.
+    """
+
+    def __init__(self, path: Path, every_steps: int) -> None:
+        self.path, self.every_steps = path, every_steps
+        self.rows: list[dict[str, float]] = []
+        self.columns: list[str] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over the rows of the steps before the one training goes on from."""
+        if not trainer.is_global_zero or not self.path.exists() or trainer.global_step == 0:
+            return
+        with self.path.open(newline="") as file:
+            rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+        self.rows = [row for row in rows if row["step"] <= trainer.global_step]
+        self._write_all()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the values of this step."""
+        step = trainer.global_step
+        if not trainer.is_global_zero or (self.rows and self.rows[-1]["step"] == step):
+            return
+        if step % self.every_steps == 0 or step == 1:
+            values = {key: float(value) for key, value in trainer.callback_metrics.items() if "monitor" not in key}
+            self._add({"step": step, "epoch": trainer.current_epoch, **values})
+
+    def note(self, trainer: Trainer, values: dict[str, float]) -> None:
+        """Add values that belong to the present step, such as a monitor's."""
+        if trainer.is_global_zero:
+            self._add({"step": trainer.global_step, "epoch": trainer.current_epoch, **values})
+
+    def _add(self, row: dict[str, float]) -> None:
+        self.rows.append(row)
+        if set(row) <= set(self.columns):
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self.columns).writerow(row)
+        else:
+            self._write_all()
+
+    def _write_all(self) -> None:
+        self.columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        with atomic_path(self.path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+
+class FailedVideos(Callback):
+    """Writes down every video that could not be decoded and stops the run when they are too many.
+
+    Args:
+        path: Where the list goes (csv: path, reason, step).
+        num_videos: Videos in the data set.
+        max_share: Share of distinct failed videos that stops the run.
+    """
+
+    def __init__(self, path: Path, num_videos: int, max_share: float) -> None:
+        self.path, self.num_videos, self.max_share = path, num_videos, max_share
+        self.failed: dict[str, str] = {}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at what the workers reported with this batch."""
+        news = {path: reason for path, reason in batch["failures"] if path not in self.failed}
+        if not news:
+            return
+        self.failed.update(news)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", newline="") as file:
+            csv.writer(file).writerows((path, reason, trainer.global_step) for path, reason in news.items())
+        for path, reason in news.items():
+            tqdm.write(f"could not decode {path}: {reason} (listed in {self.path})", file=sys.stderr)
+        if len(self.failed) > self.max_share * self.num_videos:
+            path, reason = next(iter(news.items()))
+            raise VideoError(
+                path,
+                f"{reason}. With it {len(self.failed)} of {self.num_videos} videos failed to decode, more than "
+                f"the allowed share of {self.max_share:.1%} (--data.max_failure_share). All are listed in {self.path}; "
+                "`timegrain manifest check` finds them before training",
+            )
+
+
+class FeatureMonitor(Callback):
+    """How good the features are, without touching training: kNN where videos have labels, else same-video retrieval.
+
+    Two clips of each of some training videos are encoded, one from its first half and one from its second. Retrieval:
+    how often the other clip of the same video is the nearest. kNN: how often the label is guessed from other videos.
+
+    Args:
+        clips: The training data.
+        every_epochs: Epochs between looks.
+        max_videos: Videos to look at.
+        csv_log: Where the values go, too.
+    """
+
+    def __init__(self, clips: VideoClips, every_epochs: int, max_videos: int, csv_log: MetricsCsv) -> None:
+        self.clips, self.every_epochs, self.csv_log = clips, every_epochs, csv_log
+        count = min(max_videos, len(clips))
+        self.videos = [round(i * (len(clips) - 1) / max(1, count - 1)) for i in range(count)]
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look, on the first process only; every process gets the value so that checkpoints agree."""
+        if (trainer.current_epoch + 1) % self.every_epochs and trainer.current_epoch + 1 != trainer.max_epochs:
+            return
+        value = torch.zeros(1, device=pl_module.device)
+        if trainer.is_global_zero:
+            values = self.measure(pl_module.objective.encoder, pl_module.device)  # type: ignore[union-attr, arg-type]
+            value[0] = values.get("monitor/knn_accuracy", values["monitor/same_video_retrieval"])
+            self.csv_log.note(trainer, values)
+        value = trainer.strategy.broadcast(value)
+        pl_module.log("monitor", value[0], rank_zero_only=True)
+
+    def measure(self, encoder: VideoEncoder, device: torch.device) -> dict[str, float]:
+        """The monitor's values for an encoder, its mode and statistics left as they were."""
+        was_training = encoder.training
+        encoder.eval()
+        features: list[Tensor] = []
+        try:
+            with torch.inference_mode():
+                for batch in view_batches(self.clips, self.videos, batch_size=32):
+                    features.append(encoder(to_model_input(batch.to(device))).mean(1).float().cpu())
+        finally:
+            encoder.train(was_training)
+        pairs = torch.cat(features)  # (2 V, D): rows 2i and 2i + 1 are the two clips of video i
+        first, second = pairs[0::2], pairs[1::2]
+        values = {"monitor/same_video_retrieval": same_video_retrieval(first, second)}
+        labels = [self.clips.manifest[video].label for video in self.videos]
+        if all(labels) and len(set(labels)) > 1:
+            groups = [self.clips.manifest[video].group for video in self.videos]
+            names = sorted({str(label) for label in labels})
+            targets = torch.tensor([names.index(str(label)) for label in labels])
+            values["monitor/knn_accuracy"] = knn_leave_one_out((first + second) / 2, targets, groups)
+        return values
+
+
+def run_record(out: Path, facts: dict[str, Any]) -> None:
+    """Write ``run.json``: what ran, from which code, with which versions, on which machine.
+
+    Args:
+        out: Folder of the run.
+        facts: What else to note; keys of an earlier record are kept where not given anew.
+    """
+    path = out / "run.json"
+    packages = ("timegrain", "torch", "torchvision", "lightning", "av", "numpy", "pyarrow", "opencv-python-headless")
+    source = Path(__file__).parent
+    git = subprocess.run(
+        ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=40"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    record = {
+        **(json.loads(path.read_text()) if path.exists() else {}),
+        "command": sys.argv,
+        "git": git.stdout.strip() or None,
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in packages},
+        "machine": {
+            "system": platform.platform(),
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
+        **facts,
+    }
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n")

@@ -1,0 +1,91 @@
+"""Decoded frames of a small data set, kept once on disk and memory-mapped by every process.
+
+For data sets that fit (generated worlds, a few hundred short clips) this takes decoding out of training altogether. The
+frames are the decoder's, bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from timegrain.data.decoding import Crop, open_video
+from timegrain.data.manifest import Manifest
+from timegrain.files import atomic_path
+from timegrain.progress import track
+
+
+class FrameCache:
+    """Frames of every video of a manifest, readable by index.
+
+    Args:
+        folder: Where :meth:`build` wrote them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        index = json.loads((self.folder / "index.json").read_text())
+        self.offsets: list[int] = index["offsets"]
+        self.shapes: list[tuple[int, int, int]] = [(t, h, w) for t, h, w in index["shapes"]]
+        self._pixels: np.ndarray | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_pixels": None}  # a worker maps the file itself
+
+    def frames(
+        self, video: int, indices: np.ndarray, crop: Crop | None = None
+    ) -> UInt8[Tensor, "frames 3 height width"]:
+        """Frames of one video, as :meth:`timegrain.data.decoding.VideoReader.frames` gives them.
+
+        Args:
+            video: Row of the manifest.
+            indices: Frame numbers, in any order.
+            crop: Part of the picture to return.
+        """
+        if self._pixels is None:
+            self._pixels = np.load(self.folder / "frames.npy", mmap_mode="r")
+        count, height, width = self.shapes[video]
+        start = self.offsets[video]
+        size = height * width * 3
+        pixels = self._pixels[start : start + count * size].reshape(count, height, width, 3)
+        top, left, rows, columns = crop if crop is not None else Crop(0, 0, height, width)
+        picked = np.ascontiguousarray(pixels[indices, top : top + rows, left : left + columns])
+        return torch.from_numpy(picked).permute(0, 3, 1, 2)
+
+    @classmethod
+    def build(cls, manifest: Manifest, folder: Path) -> FrameCache:
+        """Decode every video of ``manifest`` once; an existing cache of the same videos is used as it is.
+
+        Args:
+            manifest: Usable videos only.
+            folder: Folder of caches; this one's name is made from paths, sizes and times of the videos.
+
+        Raises:
+            VideoError: If a video cannot be decoded.
+        """
+        digest = hashlib.sha256()
+        for row in manifest:
+            status = Path(row.path).stat()
+            digest.update(f"{row.path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        target = Path(folder) / digest.hexdigest()[:16]
+        if (target / "index.json").exists():
+            return cls(target)
+        shapes = [(row.num_frames, row.height, row.width) for row in manifest]
+        sizes = [t * h * w * 3 for t, h, w in shapes]
+        offsets = [0, *np.cumsum(sizes).tolist()]
+        with atomic_path(target / "frames.npy") as temporary:
+            pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=(offsets[-1],))
+            for position, row in enumerate(track(manifest, "decoding once", len(manifest))):
+                with open_video(row.path) as reader:
+                    frames = reader.frames(np.arange(row.num_frames))
+                pixels[offsets[position] : offsets[position + 1]] = frames.permute(0, 2, 3, 1).reshape(-1).numpy()
+            pixels.flush()
+        with atomic_path(target / "index.json") as temporary:
+            temporary.write_text(json.dumps({"offsets": offsets, "shapes": shapes}))
+        return cls(target)

@@ -1,0 +1,303 @@
+"""From settings to the parts of a pre-training run, and what is said about it before it starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning import Trainer
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+from timegrain.data.clips import VideoClips, collate
+from timegrain.data.frame_cache import FrameCache
+from timegrain.data.loading import EpochBatchSampler, ResumableLoader
+from timegrain.data.manifest import Manifest, scan
+from timegrain.data.transforms import AugmentConfig
+from timegrain.files import atomic_path
+from timegrain.losses import TeGLoss
+from timegrain.models.hub import EncoderConfig, VideoEncoder, load_encoder
+from timegrain.optim import OptimConfig
+from timegrain.sampling import ClipSpec
+from timegrain.tasks.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
+
+# Settings that may differ when a run is continued: they do not change what is learned.
+_FREE = {"run.out", "run.restart", "run.tensorboard", "run.wandb", "run.log_every_steps", "run.checkpoint_minutes",
+         "run.checkpoint_every_steps", "run.keep_every_epochs", "data.workers", "data.cache", "run.accelerator"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a run is.
+
+    Args:
+        global_batch: Videos per contrastive batch, over all processes.
+        steps: Optimiser steps in all.
+        steps_per_epoch: Optimiser steps per pass over the videos.
+        warmup_steps: Steps of the linear warm-up.
+    """
+
+    global_batch: int
+    steps: int
+    steps_per_epoch: float
+    warmup_steps: int
+
+
+def resolve(
+    data: DataConfig, model: ModelConfig, objective: ObjectiveConfig, run: RunConfig
+) -> tuple[DataConfig, ModelConfig, RunConfig, Manifest]:
+    """Fill in every setting left open, and open (or make) the manifest of usable videos.
+
+    Raises:
+        ValueError: If there is no video to train on, or not exactly one source of videos is named.
+    """
+    if (data.folder is None) == (data.manifest is None):
+        raise ValueError("name the videos: --data.folder FOLDER (any folder of videos) or --data.manifest FILE.parquet")
+    source = data.folder or data.manifest
+    assert source is not None
+    gpu = run.accelerator in ("cuda", "gpu") or (run.accelerator == "auto" and torch.cuda.is_available())
+    backbone = model.backbone if model.backbone != "auto" else ("r3d50" if gpu else "r3d_tiny")
+    model = replace(model, backbone=backbone)
+    name = f"{source.resolve().stem}-a{objective.alpha:g}" if objective.levels is None else f"{source.stem}-levels"
+    run = replace(run, out=run.out or Path("runs") / name)
+    workers = data.workers if data.workers is not None else max(0, len(os.sched_getaffinity(0)) - 1)
+    data = replace(data, crop_size=data.crop_size or (224 if backbone == "r3d50" else 112), workers=workers)
+    assert run.out is not None
+    manifest_path = data.manifest
+    if data.folder is not None:
+        manifest_path = run.out / "manifest.parquet"
+        if not data.folder.is_dir():
+            raise ValueError(f"{data.folder} is not a folder; --data.folder takes a folder of videos")
+        if not manifest_path.exists() and is_first_process():
+            scan(data.folder, out=manifest_path)
+        wait_for(manifest_path)
+    assert manifest_path is not None
+    everything = Manifest.open(manifest_path)
+    splits = set(everything.column("split").to_pylist())
+    if data.split is None and "train" in splits:
+        data = replace(data, split="train")
+    chosen = everything.select(split=data.split, usable=False)
+    if len(chosen) == 0:
+        raise ValueError(
+            f"no video of split {data.split!r} in {manifest_path}; it has {', '.join(sorted(map(repr, splits)))}"
+        )
+    manifest = chosen.select(usable=True)
+    if len(manifest) == 0:
+        first = chosen[0]
+        raise ValueError(f"none of the {len(chosen)} videos in {manifest_path} is usable; the first: {first.error}")
+    return data, model, run, manifest
+
+
+def is_first_process() -> bool:
+    """Whether this process writes and prints; known from the launcher's environment before processes are joined."""
+    return int(rank_zero_only.rank or 0) == 0
+
+
+def wait_for(path: Path) -> None:
+    """Wait for a file that the first process makes."""
+    while not path.exists():
+        time.sleep(0.5)
+
+
+def settings(configs: dict[str, Any]) -> dict[str, Any]:
+    """Plain values of the run's dataclasses, as config.yaml holds them."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return {name: plain(config) for name, config in configs.items()}
+
+
+def open_run(out: Path, configs: dict[str, Any]) -> Path | None:
+    """Make the run's folder, or find where its last visit stopped.
+
+    Returns:
+        The checkpoint to go on from, or None for a new run.
+
+    Raises:
+        ValueError: If the folder holds a run with other settings.
+    """
+    values = settings(configs)
+    path = out / "config.yaml"
+    checkpoint = out / "checkpoints" / "last.ckpt"
+    if configs["run"].restart and path.exists() and is_first_process():
+        aside = out / f"before-{time.strftime('%Y%m%d-%H%M%S')}"
+        aside.mkdir()
+        for item in [item for item in out.iterdir() if not item.name.startswith(("before-", "manifest", "frames"))]:
+            item.rename(aside / item.name)
+    if path.exists():
+        old = _flat(yaml.safe_load(path.read_text()))
+        new = _flat(values)
+        changed = [key for key in sorted({*old, *new} - _FREE) if old.get(key) != new.get(key)]
+        if changed:
+            lines = "\n".join(f"  {key}: {old.get(key)!r} there, {new.get(key)!r} asked for" for key in changed)
+            raise ValueError(
+                f"{out} holds a run with other settings:\n{lines}\n"
+                "Use another --run.out, or --run.restart true to begin anew there (the old run is moved aside)"
+            )
+    elif checkpoint.exists():
+        raise ValueError(f"{out} has checkpoints but no config.yaml; use another --run.out")
+    if is_first_process():
+        with atomic_path(path) as temporary:
+            temporary.write_text(
+                "# Every setting of this run; `timegrain pretrain --config` with this file repeats it.\n"
+                + yaml.safe_dump({**values, "run": {**values["run"], "restart": False}}, sort_keys=False)
+            )
+    return checkpoint if checkpoint.exists() else None
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        flat.update(_flat(value, f"{name}.") if isinstance(value, dict) else {name: value})
+    return flat
+
+
+def build_encoder(data: DataConfig, model: ModelConfig, objective: ObjectiveConfig) -> VideoEncoder:
+    """The network with the heads that the objective's levels use, and nothing else."""
+    assert data.crop_size is not None
+    levels = objective.resolved_levels()
+    encoder = VideoEncoder(
+        EncoderConfig(
+            backbone=model.backbone,
+            backbone_options=dict(model.options),
+            heads=TeGLoss(levels, objective.temperature).heads,
+            head_hidden=model.head_hidden,
+            head_num_hidden=model.head_layers,
+            head_out=model.head_out,
+            clip_num_frames=data.long_frames,
+            clip_stride=data.long_stride,
+            crop_size=data.crop_size,
+            extra={
+                "objective": "TeG",
+                "alpha": objective.alpha if objective.levels is None else None,
+                "levels": [dataclasses.asdict(level) for level in levels],
+            },
+        )
+    )
+    if model.weights is not None:
+        source = load_encoder(model.weights)
+        try:
+            encoder.backbone.load_state_dict(source.backbone.state_dict())
+        except RuntimeError as error:
+            raise ValueError(f"{model.weights} does not fit the backbone {model.backbone}: {error}") from error
+        for name, head in encoder.heads.items():
+            if name in source.heads and source.config.head_out == model.head_out:
+                head.load_state_dict(source.heads[name].state_dict())
+    return encoder
+
+
+def build_clips(data: DataConfig, augment: AugmentConfig, manifest: Manifest, seed: int, out: Path) -> VideoClips:
+    """The data set of clip pairs."""
+    assert data.crop_size is not None
+    cache = None
+    if data.cache:
+        if is_first_process():
+            FrameCache.build(manifest, out / "frames")
+            (out / "frames" / "complete").touch()
+        wait_for(out / "frames" / "complete")
+        cache = FrameCache.build(manifest, out / "frames")
+    return VideoClips(
+        manifest,
+        ClipSpec(data.long_frames, data.long_stride),
+        ClipSpec(data.short_frames, data.short_stride),
+        data.sampler,
+        data.crop_size,
+        augment,
+        seed,
+        cache,
+    )
+
+
+def build_loader(clips: VideoClips, data: DataConfig, run: RunConfig, trainer: Trainer) -> ResumableLoader:
+    """The loader of this process's share of every batch."""
+    sampler = EpochBatchSampler(len(clips), data.batch_size, run.seed, trainer.global_rank, trainer.world_size)
+    pin = trainer.strategy.root_device.type == "cuda"
+    return ResumableLoader(clips, sampler, collate, data.workers or 0, pin_memory=pin)
+
+
+def plan(data: DataConfig, run: RunConfig, num_videos: int) -> Schedule:
+    """Steps and batch of the whole run.
+
+    Raises:
+        ValueError: If the videos do not fill a batch.
+    """
+    processes = run.devices * run.num_nodes
+    batches = len(EpochBatchSampler(num_videos, data.batch_size, world_size=processes))
+    per_epoch = batches / run.accumulate
+    steps = run.steps if run.steps is not None else -(-batches // run.accumulate) * run.epochs
+    warmup = run.warmup_steps if run.warmup_steps is not None else round(run.warmup_epochs * per_epoch)
+    return Schedule(data.batch_size * processes, steps, per_epoch, min(warmup, steps))
+
+
+def describe(
+    data: DataConfig,
+    objective: ObjectiveConfig,
+    optim: OptimConfig,
+    run: RunConfig,
+    manifest: Manifest,
+    encoder: VideoEncoder,
+    schedule: Schedule,
+) -> str:
+    """What is about to happen, in numbers: said before the first step."""
+    parameters = sum(parameter.numel() for parameter in encoder.parameters())
+    state = parameters * 4 * (4 if optim.name == "adamw" else 3)
+    activations = sum(
+        activation_bytes(encoder, frames, data.crop_size or 224) for frames in (data.long_frames, data.short_frames)
+    )
+    half = 0.5 if run.precision.endswith("mixed") else 1.0
+    memory = (state + activations * half * data.batch_size) / 2**30
+    levels = objective.resolved_levels()
+    negatives = ", ".join(
+        f"{name} n={level.num_short} m={level.num_long} weight {level.weight:g}: "
+        f"{level.num_negatives(schedule.global_batch):,} negatives"
+        for name, level in zip(TeGLoss(levels).names(), levels, strict=True)
+    )
+    accumulated = f" x {run.accumulate} accumulated" if run.accumulate > 1 else ""
+    return "\n".join(
+        [
+            f"videos          {len(manifest):,} usable ({manifest.path})",
+            f"clips           long {data.long_frames} frames x stride {data.long_stride}, short {data.short_frames} x "
+            f"{data.short_stride}, {data.crop_size}x{data.crop_size} pixels, {data.sampler}",
+            f"model           {encoder.config.backbone}, {parameters / 1e6:.2f} M parameters with heads",
+            f"objective       {negatives}; temperature {objective.temperature:g}",
+            f"batch           {schedule.global_batch} videos in one contrastive batch{accumulated}",
+            f"optimiser       {optim.name}, learning rate {optim.learning_rate:g} for the mean loss over the batch "
+            f"(the reference family's 0.32 is for a sum over its replicas)",
+            f"length          {schedule.steps:,} steps ({schedule.steps / schedule.steps_per_epoch:.1f} epochs of "
+            f"{schedule.steps_per_epoch:.0f}), warm-up {schedule.warmup_steps:,} steps",
+            f"memory          about {memory:.1f} GiB per process for weights, optimiser and activations (an estimate)",
+            f"out             {run.out}",
+        ]
+    )
+
+
+def activation_bytes(encoder: VideoEncoder, num_frames: int, size: int) -> int:
+    """Bytes of float32 that one clip's layers leave for the backward pass (outputs of the leaf modules)."""
+    total = 0
+
+    def count(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        nonlocal total
+        total += output.numel() * 4
+
+    shadow = VideoEncoder(encoder.config).to("meta")
+    for module in shadow.modules():
+        if not list(module.children()):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        features = shadow.eval()(torch.empty(1, 3, num_frames, size, size, device="meta"))
+        for head in shadow.heads:
+            shadow.embed(features, head)
+    return total
