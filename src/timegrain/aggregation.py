@@ -22,9 +22,7 @@ def check_num(num: int, num_steps: int, name: str = "num") -> None:
         )
 
 
-def aggregate(
-    features: Float[Tensor, "batch steps channels"], num: int
-) -> Float[Tensor, "batch {num} channels"]:
+def aggregate(features: Float[Tensor, "batch steps channels"], num: int) -> Float[Tensor, "batch {num} channels"]:
     """Average-pool time steps to ``num`` embeddings.
 
     Where ``num`` does not divide the number of steps, neighbouring segments share a step (as adaptive pooling does), so

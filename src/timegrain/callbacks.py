@@ -37,9 +37,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
             file.flush()
             os.fsync(file.fileno())
 
-    def load_checkpoint(
-        self, path: Any, map_location: Any = None, weights_only: bool | None = True
-    ) -> dict[str, Any]:
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         """Read a checkpoint; a damaged one is a ValueError that says which and what to do."""
         try:
             checkpoint: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
@@ -233,8 +231,10 @@ class FeatureMonitor(Callback):
         features: list[Tensor] = []
         try:
             with torch.inference_mode():
-                for batch in view_batches(self.clips, self.videos, batch_size=32):
-                    features.append(encoder(to_model_input(batch.to(device))).mean(1).float().cpu())
+                features.extend(
+                    encoder(to_model_input(batch.to(device))).mean(1).float().cpu()
+                    for batch in view_batches(self.clips, self.videos, batch_size=32)
+                )
         finally:
             encoder.train(was_training)
         pairs = torch.cat(features)  # (2 V, D): rows 2i and 2i + 1 are the two clips of video i

@@ -17,9 +17,7 @@ import numpy as np
 from jaxtyping import Int64
 
 FrameIndices: TypeAlias = Int64[np.ndarray, "frames"]
-PairSampler: TypeAlias = Callable[
-    [int, "ClipSpec", "ClipSpec", np.random.Generator], tuple[FrameIndices, FrameIndices]
-]
+PairSampler: TypeAlias = Callable[[int, "ClipSpec", "ClipSpec", np.random.Generator], tuple[FrameIndices, FrameIndices]]
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,9 @@ def test_interval_sampler_has_the_reference_distribution(shared: Path, length: i
 
 @pytest.mark.parametrize("length", [250, 300, 100, 31, 30, 20])
 def test_single_clip_has_the_reference_distribution(shared: Path, length: int):
-    theirs = np.load(shared / "golden/reference-code/temporal_sampling.npz")[f"linear_train|L{length}_n32_s2|hist_offset"]
+    theirs = np.load(shared / "golden/reference-code/temporal_sampling.npz")[
+        f"linear_train|L{length}_n32_s2|hist_offset"
+    ]
     rng = np.random.default_rng(length)
     starts = [sample_clip(length, ClipSpec(32, 2), rng)[0] for _ in range(20000)]
     table = np.stack([np.bincount(starts, minlength=len(theirs)), theirs])

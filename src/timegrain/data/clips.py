@@ -14,8 +14,8 @@ from timegrain.data.decoding import Crop, VideoError, open_video
 from timegrain.data.frame_cache import FrameCache
 from timegrain.data.manifest import Manifest
 from timegrain.data.transforms import (
-    AugmentConfig,
     Augmentation,
+    AugmentConfig,
     center_view,
     draw_augmentation,
     resize_crop,
@@ -87,7 +87,7 @@ class VideoClips(Dataset[dict[str, Any]]):
         clips = []
         for position, crop, flip in zip(frames, crops, flips, strict=True):
             inside = Crop(crop.top - box.top, crop.left - box.left, crop.height, crop.width)
-            clips.append(resize_crop(position, inside, self.crop_size, flip=bool(flip)))
+            clips.append(resize_crop(position, inside, self.crop_size, flip=bool(flip), rounding=self.augment.rounding))
         long_augmentation, short_augmentation = (draw_augmentation(rng, self.augment, int(view)) for view in views)
         return {
             "long_clip": clips[0],

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 Key = tuple[int, int]  # (epoch, index): with the seed, all that a sample depends on
@@ -85,6 +86,7 @@ class ResumableLoader(DataLoader[Any]):
             collate_fn=collate,
             num_workers=num_workers,
             pin_memory=pin_memory,
+            generator=torch.Generator(),  # its own, or every pass would draw from the global one
             persistent_workers=num_workers > 0,  # keys carry their epoch, so workers need not start anew for each
         )
         self.epoch_sampler = sampler

@@ -22,9 +22,9 @@ from torch import Tensor
 from timegrain.callbacks import AtomicCheckpoints, FailedVideos, FeatureMonitor, MetricsCsv, ProgressLine, run_record
 from timegrain.data.clips import VideoClips
 from timegrain.data.transforms import AugmentConfig, apply_augmentation
-from timegrain.models.hub import VideoEncoder, save_weights
+from timegrain.models.hub import save_weights
 from timegrain.objectives.teg import TeG
-from timegrain.optim import OptimConfig, build_optimizer, warmup_cosine
+from timegrain.optim import OptimConfig, build_optimizer, schedule
 from timegrain.tasks.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
 from timegrain.tasks.setup import (
     build_clips,
@@ -97,11 +97,7 @@ class PretrainTask(LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimiser, and the reference's schedule: linear warm-up, cosine counted from step 0."""
         optimizer = build_optimizer(self.objective, self.optim)
-        base = self.optim.learning_rate
-
-        def factor(step: int) -> float:
-            return warmup_cosine(step, base_lr=base, warmup_steps=self.warmup_steps, total_steps=self.total_steps) / base
-
+        factor = schedule(warmup_steps=self.warmup_steps, total_steps=self.total_steps)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -110,7 +106,9 @@ class PretrainTask(LightningModule):
         encoder = self.objective.encoder
         bad = [name for name, tensor in encoder.state_dict().items() if not torch.isfinite(tensor).all()]
         if bad:
-            raise ValueError(f"weights are not finite at step {self.global_step} (first: {bad[0]}); nothing was written")
+            raise ValueError(
+                f"weights are not finite at step {self.global_step} (first: {bad[0]}); nothing was written"
+            )
         if is_first_process():
             save_weights(encoder, self.weights)
 
@@ -121,7 +119,7 @@ def pretrain(
     model: ModelConfig = ModelConfig(),  # noqa: B008
     objective: ObjectiveConfig = ObjectiveConfig(),  # noqa: B008
     augment: AugmentConfig = AugmentConfig(),  # noqa: B008
-    optim: OptimConfig = OptimConfig(),  # noqa: B008
+    optim: OptimConfig = OptimConfig(name="adamw", learning_rate=1e-3, weight_decay=1e-4),  # noqa: B008
     run: RunConfig = RunConfig(),  # noqa: B008
     json: bool = False,
 ) -> None:
@@ -150,22 +148,24 @@ def pretrain(
     data, model, run, manifest = resolve(data, model, objective, run)
     out = run.out
     assert out is not None
-    resume = open_run(out, {"data": data, "model": model, "objective": objective, "augment": augment,
-                            "optim": optim, "run": run})  # fmt: skip
+    resume = open_run(
+        out, {"data": data, "model": model, "objective": objective, "augment": augment, "optim": optim, "run": run}
+    )
     seed_everything(run.seed, verbose=False)
     encoder = build_encoder(data, model, objective)
     teg = TeG(encoder, objective.resolved_levels(), objective.temperature)
     clips = build_clips(data, augment, manifest, run.seed, out)
-    schedule = plan(data, run, len(clips))
-    teg.loss.check_steps(encoder.backbone.num_time_steps(data.short_frames),
-                         encoder.backbone.num_time_steps(data.long_frames))  # fmt: skip
+    length = plan(data, run, len(clips))
+    teg.loss.check_steps(
+        encoder.backbone.num_time_steps(data.short_frames), encoder.backbone.num_time_steps(data.long_frames)
+    )
     if is_first_process():
-        print(describe(data, objective, optim, run, manifest, encoder, schedule), file=sys.stderr)
-        run_record(out, {"started": started, "schedule": schedule.__dict__})
-    task = PretrainTask(teg, optim, schedule.warmup_steps, schedule.steps, out / "weights.safetensors", run.channels_last)
+        print(describe(data, objective, optim, run, manifest, encoder, length), file=sys.stderr)
+        run_record(out, {"started": started, "schedule": length.__dict__})
+    task = PretrainTask(teg, optim, length.warmup_steps, length.steps, out / "weights.safetensors", run.channels_last)
     if run.compile:
         encoder.backbone.compile()
-    trainer = _trainer(run, out, clips, data, schedule.steps)
+    trainer = _trainer(run, out, clips, data, length.steps)
     loader = build_loader(clips, data, run, trainer)
     trainer.fit(task, loader, ckpt_path=resume, weights_only=True)
     if trainer.interrupted:
@@ -193,17 +193,26 @@ def _trainer(run: RunConfig, out: Path, clips: VideoClips, data: DataConfig, ste
     if run.keep_every_epochs:
         callbacks.append(
             ModelCheckpoint(
-                folder, filename="{epoch:04d}", every_n_epochs=run.keep_every_epochs, save_top_k=-1,
-                save_on_train_epoch_end=True, enable_version_counter=False,
-            )  # fmt: skip
+                folder,
+                filename="{epoch:04d}",
+                every_n_epochs=run.keep_every_epochs,
+                save_top_k=-1,
+                save_on_train_epoch_end=True,
+                enable_version_counter=False,
+            )
         )
     if run.monitor_every_epochs:
         callbacks += [
             FeatureMonitor(clips, run.monitor_every_epochs, run.monitor_videos, csv_log),
             ModelCheckpoint(
-                folder, filename="best", monitor="monitor", mode="max", every_n_epochs=run.monitor_every_epochs,
-                save_on_train_epoch_end=True, enable_version_counter=False,
-            ),  # fmt: skip
+                folder,
+                filename="best",
+                monitor="monitor",
+                mode="max",
+                every_n_epochs=run.monitor_every_epochs,
+                save_on_train_epoch_end=True,
+                enable_version_counter=False,
+            ),
         ]
     loggers: list[Logger] = []
     if run.tensorboard:
@@ -248,6 +257,12 @@ def _quieten() -> None:
     """Leave the screen to our own lines: Lightning's hints about choices made on purpose here are switched off."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
-    for hint in (".*does not have many workers.*", ".*No `val_dataloader`.*", ".*exists and is not empty.*",
-                 ".*GPU available but not used.*", ".*LeafSpec.*", ".*mid-epoch.*"):  # fmt: skip
+    for hint in (
+        ".*does not have many workers.*",
+        ".*No `val_dataloader`.*",
+        ".*exists and is not empty.*",
+        ".*GPU available but not used.*",
+        ".*LeafSpec.*",
+        ".*mid-epoch.*",
+    ):
         warnings.filterwarnings("ignore", hint)

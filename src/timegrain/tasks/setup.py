@@ -27,8 +27,10 @@ from timegrain.sampling import ClipSpec
 from timegrain.tasks.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
 
 # Settings that may differ when a run is continued: they do not change what is learned.
-_FREE = {"run.out", "run.restart", "run.tensorboard", "run.wandb", "run.log_every_steps", "run.checkpoint_minutes",
-         "run.checkpoint_every_steps", "run.keep_every_epochs", "data.workers", "data.cache", "run.accelerator"}  # fmt: skip
+_FREE = {
+    *("data.workers", "data.cache", "run.accelerator", "run.out", "run.restart", "run.tensorboard", "run.wandb"),
+    *("run.log_every_steps", "run.checkpoint_minutes", "run.checkpoint_every_steps", "run.keep_every_epochs"),
+}
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,7 @@ def plan(data: DataConfig, run: RunConfig, num_videos: int) -> Schedule:
     per_epoch = batches / run.accumulate
     steps = run.steps if run.steps is not None else -(-batches // run.accumulate) * run.epochs
     warmup = run.warmup_steps if run.warmup_steps is not None else round(run.warmup_epochs * per_epoch)
-    return Schedule(data.batch_size * processes, steps, per_epoch, min(warmup, steps))
+    return Schedule(data.batch_size * processes, steps, per_epoch, min(warmup, steps // 2))
 
 
 def describe(

@@ -1,0 +1,241 @@
+"""`timegrain pretrain` as a user runs it: features at the end, exact resume, clear errors, nothing lost."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from timegrain.cli import main
+
+TINY = [
+    "--model.backbone=r3d_tiny", "--model.head_hidden=16", "--model.head_layers=1", "--model.head_out=8",
+    "--data.long_frames=8", "--data.long_stride=4", "--data.short_frames=4", "--data.short_stride=2",
+    "--data.crop_size=16", "--data.batch_size=4", "--data.workers=0", "--objective.num_long=2",
+    "--run.tensorboard=false", "--run.log_every_steps=1", "--run.accelerator=cpu",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def manifest(video_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("manifest") / "m.parquet"
+    assert main(["manifest", "scan", str(video_folder), "--out", str(path)]) == 0
+    return path
+
+
+def pretrain(out: Path, *options: str) -> int:
+    return main(["pretrain", f"--run.out={out}", *TINY, *options])
+
+
+def checkpoint(out: Path) -> dict:
+    return torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    one, other = load_file(first / "weights.safetensors"), load_file(second / "weights.safetensors")
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with (out / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_folder_is_enough(video_folder: Path, tmp_path: Path, capsys):
+    out = tmp_path / "run"
+    assert pretrain(out, f"--data.folder={video_folder}", "--run.epochs=2", "--json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["steps"] == 4
+    assert Path(answer["weights"]).exists()
+    assert {"fine/loss", "persistent/loss", "fine/num_negatives", "fine/chance_loss", "fine/spread"} <= answer.keys()
+    assert answer["fine/num_negatives"] == 6
+    assert len(rows(out)) >= 4
+    record = json.loads((out / "run.json").read_text())
+    assert record["steps"] == 4
+    assert record["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert record["final"]["monitor"] >= 0
+
+
+def test_resolved_config_repeats_the_run(manifest: Path, tmp_path: Path):
+    first, second = tmp_path / "a", tmp_path / "b"
+    assert pretrain(first, f"--data.manifest={manifest}", "--run.steps=3") == 0
+    assert main(["pretrain", f"--config={first / 'config.yaml'}", f"--run.out={second}"]) == 0
+    assert_same_weights(first, second)
+
+
+@pytest.mark.parametrize(
+    ("stop", "options"),
+    [
+        (3, ["--data.workers=2"]),
+        (4, []),
+        (3, ["--run.accumulate=2", "--data.batch_size=2"]),
+        (2, ["--augment.jitter_probability=1.0", "--objective.alpha=0.5"]),
+    ],
+    ids=["inside an epoch, with workers", "at the end of an epoch", "with accumulation", "two losses"],
+)
+def test_resume_is_bit_for_bit(manifest: Path, tmp_path: Path, stop: int, options: list[str]):
+    common = [f"--data.manifest={manifest}", "--run.steps=7", *options]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert pretrain(whole, *common) == 0
+    code = (
+        "import sys, timegrain.callbacks as c\n"
+        f"def stop(self, trainer, *rest):\n    if trainer.global_step == {stop} and "
+        "(trainer.fit_loop.epoch_loop.batch_progress.current.completed % trainer.accumulate_grad_batches) == 0:\n"
+        "        import os; os._exit(9)\n"
+        "c.FailedVideos.on_train_batch_start = stop\n"
+        "from timegrain.cli import main; sys.exit(main(sys.argv[1:]))\n"
+    )
+    every = ["--run.checkpoint_every_steps=1"]
+    killed = subprocess.run(
+        [sys.executable, "-c", code, "pretrain", f"--run.out={broken}", *TINY, *common, *every],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert killed.returncode == 9, killed.stderr[-2000:]
+    assert checkpoint(broken)["global_step"] == stop
+    assert pretrain(broken, *common, *every) == 0
+    assert_same_weights(whole, broken)
+    ignored = ("data_wait_percent",)
+    for one, other in zip(rows(whole), rows(broken), strict=True):
+        assert {k: v for k, v in one.items() if k not in ignored} == {k: v for k, v in other.items() if k not in ignored}
+
+
+def test_a_finished_run_is_left_as_it_is(manifest: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    assert pretrain(out, f"--data.manifest={manifest}", "--run.steps=2") == 0
+    before = (out / "weights.safetensors").read_bytes()
+    assert pretrain(out, f"--data.manifest={manifest}", "--run.steps=2") == 0
+    assert (out / "weights.safetensors").read_bytes() == before
+    assert len(rows(out)) == 2
+
+
+@pytest.mark.multiprocess
+def test_two_processes_equal_one_and_resume(manifest: Path, tmp_path: Path):
+    """Same batches, same losses as one process on the joined batch (BatchNorm synchronised); resumed bit for bit."""
+    common = [f"--data.manifest={manifest}", "--run.precision=64-true", "--run.monitor_every_epochs=0"]
+    one = tmp_path / "one"
+    assert pretrain(one, *common, "--run.steps=3") == 0
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def two(out: Path, steps: int) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", "timegrain.cli", "pretrain", f"--run.out={out}", *TINY, *common, f"--run.steps={steps}",
+             "--data.batch_size=2", "--run.devices=2", "--run.sync_batchnorm=false"],
+            capture_output=True, text=True, check=False, env=environment,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    two(tmp_path / "two", 3)
+    first, second = rows(one)[0], rows(tmp_path / "two")[0]
+    assert first["fine/num_negatives"] == second["fine/num_negatives"] == "6.0"
+    weights = load_file(tmp_path / "two" / "weights.safetensors")
+    again = tmp_path / "again"
+    two(again, 3)
+    assert all(torch.equal(value, weights[name]) for name, value in load_file(again / "weights.safetensors").items())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], ["--data.folder", "--data.manifest"]),
+        (["--data.folder=nowhere"], ["nowhere", "not a folder"]),
+        (["--data.manifest=missing.parquet"], ["missing.parquet"]),
+        (["--objective.aplha=0.5"], ["aplha", "objective.alpha"]),
+        (["--objective.num_long=9"], ["num_long = 9", "between 1 and 8"]),
+        (["--objective.num_short=0"], ["at least 1"]),
+        (["--objective.alpha=1.5"], ["between 0", "1.5"]),
+        (["--data.batch_size=99"], ["99", "8 usable videos"]),
+        (["--model.backbone=resnet"], ["resnet", "r3d50"]),
+        (["--data.short_stride=20"], ["does not fit inside"]),
+        (["--data.split=test"], ["test"]),
+    ],
+)
+def test_errors_name_the_value_and_the_remedy(manifest: Path, tmp_path: Path, capsys, options, words):
+    source = [] if any("--data.folder" in o or "--data.manifest" in o for o in options) or not options else [
+        f"--data.manifest={manifest}"]  # fmt: skip
+    try:
+        code = pretrain(tmp_path / "run", *source, *options)
+    except SystemExit as exit:
+        code = exit.code
+    assert code == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    for word in words:
+        assert word in error
+
+
+def test_other_settings_in_the_same_folder_are_refused(manifest: Path, tmp_path: Path, capsys):
+    out = tmp_path / "run"
+    assert pretrain(out, f"--data.manifest={manifest}", "--run.steps=1") == 0
+    assert pretrain(out, f"--data.manifest={manifest}", "--run.steps=1", "--objective.alpha=0.2") == 2
+    error = capsys.readouterr().err
+    assert "objective.alpha: 0.9 there, 0.2 asked for" in error
+    assert pretrain(out, f"--data.manifest={manifest}", "--run.steps=1", "--objective.alpha=0.2", "--run.restart=true") == 0
+    assert list(out.glob("before-*/weights.safetensors"))
+
+
+def test_a_corrupt_checkpoint_is_one_message_and_nothing_is_lost(manifest: Path, tmp_path: Path, capsys):
+    out = tmp_path / "run"
+    assert pretrain(out, f"--data.manifest={manifest}", "--run.steps=2") == 0
+    path = out / "checkpoints" / "last.ckpt"
+    path.write_bytes(path.read_bytes()[:1000])
+    assert pretrain(out, f"--data.manifest={manifest}", "--run.steps=2") == 2
+    assert "cannot be read" in capsys.readouterr().err
+    assert (out / "weights.safetensors").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(manifest: Path, tmp_path: Path, capsys):
+    out = tmp_path / "run"
+    options = ["--optim.name=sgd", "--optim.learning_rate=1e30", "--run.steps=6", "--run.checkpoint_every_steps=1"]
+    assert pretrain(out, f"--data.manifest={manifest}", *options) == 2
+    error = capsys.readouterr().err
+    assert "not finite at step" in error
+    assert "last.ckpt" in error or ".mp4" in error
+    kept = load_file(out / "weights.safetensors")
+    assert all(torch.isfinite(value).all() for value in kept.values())
+
+
+def test_a_video_that_breaks_during_training_is_listed_and_stops_the_run(video_folder: Path, tmp_path: Path, capsys):
+    folder = tmp_path / "videos"
+    shutil.copytree(video_folder, folder)
+    manifest = tmp_path / "m.parquet"
+    assert main(["manifest", "scan", str(folder), "--out", str(manifest)]) == 0
+    broken = next(folder.rglob("v3.mp4"))
+    broken.write_bytes(b"no video")
+    out = tmp_path / "run"
+    assert pretrain(out, f"--data.manifest={manifest}", "--run.epochs=3") == 2
+    assert "v3.mp4" in capsys.readouterr().err
+    assert "v3.mp4" in (out / "failed_videos.csv").read_text()
+    lenient = tmp_path / "lenient"
+    assert pretrain(
+        lenient, f"--data.manifest={manifest}", "--run.epochs=3", "--data.max_failure_share=0.5",
+        "--run.monitor_every_epochs=0",
+    ) == 0  # fmt: skip
+    assert "v3.mp4" in (lenient / "failed_videos.csv").read_text()
+
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("config", [path for path in CONFIGS if "data" in yaml.safe_load(path.read_text())],
+                         ids=lambda path: path.stem)  # fmt: skip
+def test_every_shipped_config_trains_two_steps(config: Path, manifest: Path, tmp_path: Path):
+    assert main([
+        "pretrain", f"--config={config}", f"--data.manifest={manifest}", f"--run.out={tmp_path / 'run'}",
+        "--run.steps=2", "--data.batch_size=2", "--data.workers=0", "--data.crop_size=32", "--run.devices=1",
+        "--run.num_nodes=1", "--run.precision=32-true", "--run.accelerator=cpu", "--run.monitor_every_epochs=0",
+        "--model.head_hidden=32", "--run.log_every_steps=1", "--run.tensorboard=false",
+    ]) == 0  # fmt: skip
+    losses = [float(row["loss"]) for row in rows(tmp_path / "run")]
+    assert len(losses) == 2
+    assert all(0 < loss < 20 for loss in losses)

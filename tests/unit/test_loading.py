@@ -1,0 +1,89 @@
+"""Batches as a pure function of (seed, epoch, position): over processes, workers and restarts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import Dataset
+
+from timegrain.data.loading import EpochBatchSampler, ResumableLoader
+
+
+class Draws(Dataset[tuple[int, int, float]]):
+    """A sample is (epoch, index, a draw keyed by both)."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[int, int, float]:
+        return (*key, float(np.random.default_rng([3, *key]).random()))
+
+
+def loader(length=23, batch=4, workers=0, rank=0, world=1, seed=1) -> ResumableLoader:
+    sampler = EpochBatchSampler(length, batch, seed, rank, world)
+    return ResumableLoader(Draws(length), sampler, list, workers)
+
+
+def passes(loader: ResumableLoader, epochs: range) -> list:
+    batches = []
+    for epoch in epochs:
+        loader.epoch_sampler.set_epoch(epoch)
+        batches.append(list(loader))
+    return batches
+
+
+@given(st.integers(1, 200), st.integers(1, 16), st.integers(1, 4), st.integers(0, 5), st.integers(0, 3))
+def test_processes_share_the_batch_of_one_process(length, batch, world, seed, epoch):
+    if length < batch * world:
+        with pytest.raises(ValueError, match="do not fill one batch"):
+            EpochBatchSampler(length, batch, seed, 0, world)
+        return
+    samplers = [EpochBatchSampler(length, batch, seed, rank, world) for rank in range(world)]
+    joined = EpochBatchSampler(length, batch * world, seed)
+    for sampler in (*samplers, joined):
+        sampler.set_epoch(epoch)
+    parts = list(zip(*samplers, strict=True))
+    assert [sum(part, []) for part in parts] == list(joined)
+    seen = [index for part in parts for keys in part for _, index in keys]
+    assert len(set(seen)) == len(seen) == length // (batch * world) * batch * world
+
+
+def test_epochs_differ_and_repeat():
+    first, second = passes(loader(), range(2))
+    assert first != second
+    assert passes(loader(), range(2)) == [first, second]
+    assert passes(loader(seed=2), range(1)) != [first]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [1, 3, 5])
+def test_a_restored_loader_goes_on_behind_the_batches_handed_out(workers, stop):
+    whole = passes(loader(), range(2))
+    before = loader(workers=workers)
+    before.epoch_sampler.set_epoch(0)
+    iterator = iter(before)
+    head = [next(iterator) for _ in range(stop)]
+    state = before.state_dict()
+    after = loader(workers=workers)
+    after.load_state_dict(state)
+    tail = passes(after, range(0 if stop < 5 else 1, 2))
+    if stop < 5:
+        assert [head + tail[0], tail[1]] == whole
+        assert len(tail[0]) == 5 - stop
+    else:  # the whole epoch was handed out: the next pass is the next epoch, from its first batch
+        assert [head, tail[0]] == whole
+
+
+def test_order_does_not_touch_the_global_generators():
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    passes(loader(), range(2))
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert (before[1] == np.random.get_state()[1]).all()  # noqa: NPY002
