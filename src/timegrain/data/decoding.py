@@ -1,0 +1,55 @@
+"""Exact frames of a video file, by index or by time.
+
+Frame ``i`` is the ``i``-th picture that a decoder shows when it plays the whole file: presentation order, every picture
+that is shown and no other. Every way of reading gives these same frames. A file that cannot give them raises
+:class:`VideoError` with the reason; no frame ever stands in for another.
+
+Colour is converted to RGB by FFmpeg's swscale with its defaults (the file's matrix and range, BT.601 where the file does
+not say; more than 8 bits are reduced to 8; an alpha channel is dropped; pixels are not stretched to be square). Rotation
+and mirroring in the metadata are applied. A picture whose size differs from the first one's (a stream that changes its
+resolution) is scaled to the first one's size, bilinearly.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from timegrain.data.pyav_reader import PyAVReader
+from timegrain.data.video import Crop, VideoError, VideoInfo, VideoReader, short_reason
+
+__all__ = ["Crop", "VideoError", "VideoInfo", "VideoReader", "open_video", "probe", "short_reason"]
+
+_DECODERS: dict[str, Callable[[str], VideoReader]] = {"pyav": PyAVReader}
+
+
+def open_video(path: str | os.PathLike[str], *, decoder: str = "pyav") -> VideoReader:
+    """Open a video to read frames from it.
+
+    Args:
+        path: The file; what it holds is found from its content, not from its name.
+        decoder: ``pyav`` (default).
+
+    Returns:
+        A reader; use it in a ``with`` statement.
+
+    Raises:
+        VideoError: If the file is missing, empty, without video, or not decodable.
+        ValueError: If there is no such decoder.
+    """
+    if decoder not in _DECODERS:
+        raise ValueError(f"no decoder {decoder!r}; choose one of {', '.join(_DECODERS)}")
+    return _DECODERS[decoder](os.fspath(path))
+
+
+def probe(path: str | os.PathLike[str], *, decoder: str = "pyav") -> VideoInfo:
+    """What a video file holds, with the exact number of frames.
+
+    Reads all packets of the file and decodes its first frame; where the packets do not tell how many frames are shown,
+    decodes all of them.
+
+    Raises:
+        VideoError: If the file cannot be read as a video.
+    """
+    with open_video(path, decoder=decoder) as reader:
+        return reader.info
