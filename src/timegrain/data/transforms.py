@@ -1,0 +1,307 @@
+"""From decoded frames to the network's input: crops and views in the worker, the random recipe, the one permutation.
+
+Frames are (T, C, H, W) uint8 with channels-last memory; models take (B, C, T, H, W) float in [0, 1]. Every random
+draw is made once per clip and shared by its frames. The recipe is that of the code base the paper builds on
+(TensorFlow Model Garden, ``official/projects/video_ssl``); the paper itself names only cropping, colour jittering
+and blurring.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from timegrain.data.colour import NEUTRAL, Augmentation, change_colours
+from timegrain.data.decoding import Crop
+
+Rounding = Literal["nearest", "truncate"]
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How the clips of pre-training are changed; the defaults are the recipe of the paper's family.
+
+    Of the two clips of a video one gets view 1 and the other view 2, by chance; where two values are given they are
+    for view 1 and view 2. A strength or probability of 0 turns its operation off.
+
+    Args:
+        crop_sampler: How the box is drawn: reference has a uniform aspect ratio, then a uniform height; torchvision a
+            uniform area, then a log-uniform aspect ratio; center takes the largest square in the middle, always.
+        crop_area: Smallest and largest share of the picture that a box covers.
+        crop_aspect: Smallest and largest width / height of a box.
+        rounding: How the resized crop becomes uint8: nearest is fast and within one level of exact; truncate is what
+            the reference does, to the bit, at eight times the cost.
+        flip_probability: Chance of a left-right flip.
+        jitter_probability: Chance of the colour jitter (brightness, contrast, saturation, hue in random order).
+        brightness: Pixels are multiplied by a number in 1 ± this.
+        contrast: Distances to the clip's mean are multiplied by a number in 1 ± this.
+        saturation: The saturation is multiplied by a number in 1 ± this.
+        hue: The hue is turned by up to this many turns, either way.
+        grayscale_probability: Chance of losing all colour.
+        blur_probability: Chance of a Gaussian blur, for view 1 and view 2.
+        blur_sigma: Smallest and largest standard deviation of the blur in pixels.
+        solarize_probability: Chance that pixels from one half on become their negative, for view 1 and view 2.
+    """
+
+    crop_sampler: Literal["reference", "torchvision", "center"] = "reference"
+    crop_area: tuple[float, float] = (0.3, 1.0)
+    crop_aspect: tuple[float, float] = (0.5, 2.0)
+    rounding: Rounding = "nearest"
+    flip_probability: float = 0.5
+    jitter_probability: float = 0.8
+    brightness: float = 0.8
+    contrast: float = 0.8
+    saturation: float = 0.8
+    hue: float = 0.2
+    grayscale_probability: float = 0.2
+    blur_probability: tuple[float, float] = (1.0, 0.1)
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarize_probability: tuple[float, float] = (0.0, 0.2)
+
+    def __post_init__(self) -> None:
+        for name in ("flip", "jitter", "grayscale", "blur", "solarize"):
+            chances = getattr(self, f"{name}_probability")
+            for chance in chances if isinstance(chances, tuple) else (chances,):
+                if not 0 <= chance <= 1:
+                    raise ValueError(f"{name}_probability is {chance}; a probability lies between 0 and 1")
+        for name in ("brightness", "contrast", "saturation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; a strength of the jitter lies between 0 and 1")
+        if not 0 <= self.hue <= 0.5:
+            raise ValueError(f"hue is {self.hue}; it is counted in turns and lies between 0 and 0.5")
+        for name in ("crop_area", "crop_aspect", "blur_sigma"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name} is ({low}, {high}); it needs two numbers above 0, the smaller one first")
+        if self.crop_area[1] > 1:
+            raise ValueError(f"crop_area ends at {self.crop_area[1]}; a box covers at most the whole picture, 1.0")
+
+
+def sample_crop(rng: np.random.Generator, height: int, width: int, config: AugmentConfig) -> Crop:
+    """Draw the box of a clip inside a picture of ``height`` x ``width`` pixels, as ``config.crop_sampler`` says."""
+    if height < 1 or width < 1:
+        raise ValueError(f"cannot crop a picture of {height} x {width} pixels")
+    if config.crop_sampler == "reference":
+        return _reference_crop(rng, height, width, config.crop_area, config.crop_aspect)
+    if config.crop_sampler == "torchvision":
+        return _torchvision_crop(rng, height, width, config.crop_area, config.crop_aspect)
+    side = min(height, width)
+    return Crop((height - side) // 2, (width - side) // 2, side, side)
+
+
+def _reference_crop(
+    rng: np.random.Generator, height: int, width: int, area: tuple[float, float], aspect: tuple[float, float]
+) -> Crop:
+    """TensorFlow's distorted bounding box: uniform aspect, uniform height; the whole picture after 100 misses."""
+    smallest, largest = area[0] * height * width, area[1] * height * width
+    for _ in range(100):
+        ratio = rng.uniform(*aspect)
+        low, high = round(math.sqrt(smallest / ratio)), round(math.sqrt(largest / ratio))
+        if round(high * ratio) > width:
+            high = int((width + 0.5 - 1e-7) / ratio)
+            high -= round(high * ratio) > width
+        high = min(high, height)
+        h = int(rng.integers(low, high + 1)) if low < high else high
+        w = round(h * ratio)
+        if h * w < smallest:  # the rounding of h lost some area: one row more
+            h += 1
+            w = round(h * ratio)
+        if h * w > largest:
+            h -= 1
+            w = round(h * ratio)
+        if smallest <= h * w <= largest and 0 < h <= height and 0 < w <= width:
+            # The last offset is never drawn, as in the reference.
+            top = int(rng.integers(height - h)) if h < height else 0
+            left = int(rng.integers(width - w)) if w < width else 0
+            return Crop(top, left, h, w)
+    return Crop(0, 0, height, width)
+
+
+def _torchvision_crop(
+    rng: np.random.Generator, height: int, width: int, area: tuple[float, float], aspect: tuple[float, float]
+) -> Crop:
+    """Uniform area, log-uniform aspect; after ten misses the largest box in the middle of an allowed aspect."""
+    for _ in range(10):
+        target = height * width * rng.uniform(*area)
+        ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
+        h, w = round(math.sqrt(target / ratio)), round(math.sqrt(target * ratio))
+        if 0 < h <= height and 0 < w <= width:
+            return Crop(int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w)
+    ratio = min(max(width / height, aspect[0]), aspect[1])
+    h, w = min(height, max(1, round(width / ratio))), min(width, max(1, round(height * ratio)))
+    return Crop((height - h) // 2, (width - w) // 2, h, w)
+
+
+def resize_crop(
+    frames: Tensor,
+    crop: Crop | None,
+    size: int | tuple[int, int],
+    *,
+    flip: bool = False,
+    rounding: Rounding = "nearest",
+) -> Tensor:
+    """Cut the same box out of every frame and resize it: bilinear, half-pixel centres, no antialiasing.
+
+    Args:
+        frames: uint8 (T, C, H, W); quick when the memory is channels-last, as decoders give it.
+        crop: The box; None is the whole frame.
+        size: Height and width of the result, or one number for both.
+        flip: Mirror left and right.
+        rounding: "truncate" cuts the fraction off after computing in float32, bit for bit as the reference does;
+            "nearest" uses OpenCV's fixed-point numbers, within one level (of 255) of exact, at an eighth of the cost.
+
+    Returns:
+        uint8 (T, C, h, w), channels-last memory.
+
+    Raises:
+        ValueError: The box does not lie inside the frames.
+    """
+    num_frames, channels, height, width = frames.shape
+    top, left, h, w = crop if crop is not None else (0, 0, height, width)
+    if top < 0 or left < 0 or h < 1 or w < 1 or top + h > height or left + w > width:
+        raise ValueError(f"{crop} does not lie inside frames of {height} x {width} pixels")
+    out_height, out_width = (size, size) if isinstance(size, int) else size
+    source = _channels_last(frames)[:, top : top + h, left : left + w]
+    resized = np.empty((num_frames, out_height, out_width, channels), np.uint8)
+    for image, out in zip(source, resized, strict=True):
+        if (h, w) == (out_height, out_width):
+            out[:] = image
+        elif rounding == "truncate":
+            out[:] = _resize_exactly(image, out_height, out_width)
+        else:
+            cv2.resize(image, (out_width, out_height), dst=out, interpolation=cv2.INTER_LINEAR)
+        if flip:
+            cv2.flip(out, 1, dst=out)
+    return torch.from_numpy(resized).permute(0, 3, 1, 2)
+
+
+def _channels_last(frames: Tensor) -> np.ndarray:
+    """The frames as an array (T, H, W, C) whose last axis is contiguous; no copy if the memory is channels-last."""
+    images = frames.permute(0, 2, 3, 1).numpy()
+    return images if images.strides[-1] == 1 and images.strides[-2] == images.shape[-1] else images.copy(order="C")
+
+
+def _resize_exactly(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bilinear resize of (H, W, C) uint8 in float32, in the reference's order of operations; float32 (h, w, C)."""
+    low, high, weight = _neighbours(image.shape[1], width)
+    left, right = image[:, low].astype(np.float32), image[:, high].astype(np.float32)
+    rows = left + (right - left) * weight[:, None]
+    low, high, weight = _neighbours(image.shape[0], height)
+    return np.asarray(rows[low] + (rows[high] - rows[low]) * weight[:, None, None])
+
+
+def _neighbours(length: int, out_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each output pixel of one axis the source pixels on both sides and the weight of the second."""
+    scale = np.float32(length) / np.float32(out_length)
+    position = (np.arange(out_length, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
+    floor = np.floor(position)
+    low = np.maximum(floor, 0).astype(np.intp)
+    high = np.minimum(np.ceil(position), length - 1).astype(np.intp)
+    return low, high, position - floor
+
+
+def resize_smallest(frames: Tensor, size: int, *, rounding: Rounding = "truncate") -> Tensor:
+    """Resize uint8 (T, C, H, W) so that the shorter side is ``size``; the longer one is cut to whole pixels."""
+    height, width = frames.shape[-2:]
+    shorter = min(height, width)
+    return resize_crop(frames, None, (height * size // shorter, width * size // shorter), rounding=rounding)
+
+
+def center_view(frames: Tensor, size: int, *, rounding: Rounding = "truncate") -> Tensor:
+    """One evaluation view: shorter side to ``size``, then the square in the middle; uint8 (T, C, size, size)."""
+    resized = resize_smallest(frames, size, rounding=rounding)
+    return _crop_at(resized, size, *(round(length / 2 - size / 2) for length in resized.shape[-2:]))
+
+
+def three_crops(frames: Tensor, size: int, *, rounding: Rounding = "truncate") -> Tensor:
+    """Three evaluation views: shorter side to ``size``, then squares at the start, middle and end of the longer side.
+
+    The offset of the one in the middle is rounded half to even.
+
+    Args:
+        frames: uint8 (T, C, H, W).
+        size: Height and width of the views.
+        rounding: As in :func:`resize_crop`.
+
+    Returns:
+        uint8 (3, T, C, size, size).
+    """
+    return cut_three(resize_smallest(frames, size, rounding=rounding), size)
+
+
+def cut_three(frames: Tensor, size: int) -> Tensor:
+    """Three squares along the longer side, in the middle of the shorter: (T, C, H, W) -> (3, T, C, size, size)."""
+    height, width = frames.shape[-2:]
+    tops, lefts = [round(height / 2 - size / 2)] * 3, [round(width / 2 - size / 2)] * 3
+    if height >= width:
+        tops[0], tops[2] = 0, height - size
+    else:
+        lefts[0], lefts[2] = 0, width - size
+    return torch.stack([_crop_at(frames, size, top, left) for top, left in zip(tops, lefts, strict=True)])
+
+
+def _crop_at(frames: Tensor, size: int, top: int, left: int) -> Tensor:
+    return frames[..., top : top + size, left : left + size]
+
+
+def draw_augmentation(rng: np.random.Generator, config: AugmentConfig, view: int) -> Augmentation:
+    """Draw what happens to the colours of one clip.
+
+    Every value is drawn whether it is used or not, so the draws that follow do not depend on the outcome.
+
+    Args:
+        rng: Source of the draws.
+        config: The recipe.
+        view: 0 for view 1, 1 for view 2; they differ in blur and solarization.
+    """
+    if view not in (0, 1):
+        raise ValueError(f"view is {view}; there are 0 (view 1) and 1 (view 2)")
+    jitter, grayscale, blur, solarize = rng.random(4) < (
+        config.jitter_probability,
+        config.grayscale_probability,
+        config.blur_probability[view],
+        config.solarize_probability[view],
+    )
+    strengths = np.array([config.brightness, config.contrast, config.saturation, config.hue])
+    factors = NEUTRAL + strengths * rng.uniform(-1, 1, 4)
+    order = rng.permutation(4).astype(np.int8)
+    sigma = rng.uniform(*config.blur_sigma)
+    return Augmentation(
+        factors=factors.astype(np.float32) if jitter else NEUTRAL,
+        order=order,
+        grayscale=grayscale,
+        blur_sigma=np.float32(sigma if blur else 0),
+        solarize=solarize,
+    )
+
+
+@torch.no_grad()
+def apply_augmentation(clips: Tensor, augmentation: Augmentation) -> Tensor:
+    """Change the colours of each clip as its augmentation says, on the device where the clips are.
+
+    Order: colour jitter, grayscale, blur, solarization; each clips to [0, 1]. The result is a function of the
+    arguments alone. An operation with its neutral value is left out, so it changes no bit.
+
+    Args:
+        clips: uint8 (B, T, 3, H, W).
+        augmentation: That of the batch, from :meth:`Augmentation.collate`.
+
+    Returns:
+        float32 (B, 3, T, H, W) in [0, 1], without any normalisation by mean or spread.
+    """
+    if len(augmentation) != len(clips):
+        raise ValueError(f"{len(clips)} clips, but augmentations for {len(augmentation)}")
+    return change_colours(to_model_input(clips), augmentation)
+
+
+def to_model_input(clips: Tensor) -> Tensor:
+    """uint8 (B, T, C, H, W) -> float32 (B, C, T, H, W) in [0, 1], contiguous. The project's one permutation."""
+    pixels = rearrange(clips, "b t c h w -> b c t h w")
+    return pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
