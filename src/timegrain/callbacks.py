@@ -24,7 +24,7 @@ from timegrain.data.decoding import VideoError
 from timegrain.data.transforms import to_model_input
 from timegrain.files import atomic_path
 from timegrain.models.hub import VideoEncoder
-from timegrain.probes import knn_leave_one_out, same_video_retrieval
+from timegrain.monitors import knn_leave_one_out, same_video_retrieval
 
 
 class AtomicCheckpoints(TorchCheckpointIO):

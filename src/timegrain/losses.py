@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -68,11 +69,59 @@ def levels_for_alpha(alpha: float, num_short: int = 1, num_long: int = 4) -> tup
     return tuple(level for level in levels if level.weight > 0)
 
 
+class _StreamedCrossEntropy(torch.autograd.Function):
+    """Cross-entropy over all keys, a few queries at a time, with the gradients made on the way.
+
+    The score matrix of a dense loss (8 embeddings of 1,024 videos against 16 of each) is half a gigabyte, and autograd
+    keeps several of it. Here only a block of rows exists at a time; the gradient with respect to the scores is known as
+    soon as a row is complete, so the backward pass has nothing left to compute but a scale.
+    """
+
+    BLOCK = 256  # rows of scores at a time: large enough for fast products, small enough for the cache
+
+    @staticmethod
+    def forward(
+        ctx: Any, queries: Tensor, keys: Tensor, positives: Tensor, ignored: Tensor | None, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        with_gradient = any(ctx.needs_input_grad[:2])
+        query_gradient, key_gradient = torch.empty_like(queries), torch.zeros_like(keys)
+        loss, hits = queries.new_zeros(()), queries.new_zeros(())
+        for block in range(0, len(queries), _StreamedCrossEntropy.BLOCK):
+            rows = slice(block, block + _StreamedCrossEntropy.BLOCK)
+            query, positive = queries[rows], positives[rows].unsqueeze(1)
+            logits = (query @ keys.T).div_(temperature)
+            positive_logit = logits.gather(1, positive)
+            if ignored is not None:
+                logits.scatter_(1, ignored[rows], -torch.inf).scatter_(1, positive, positive_logit)
+            highest = logits.amax(1, keepdim=True)
+            hits += (positive_logit == highest).sum()
+            logits.sub_(highest).exp_()
+            total = logits.sum(1, keepdim=True)
+            loss += (total.log() + highest - positive_logit).sum()
+            if with_gradient:
+                gradient = logits.div_(total)  # softmax, then minus one at the positive
+                gradient.scatter_add_(1, positive, torch.full_like(positive_logit, -1.0))
+                torch.mm(gradient, keys, out=query_gradient[rows])
+                key_gradient.addmm_(gradient.T, query)
+        if with_gradient:
+            ctx.save_for_backward(query_gradient, key_gradient)
+        ctx.scale = 1.0 / (temperature * len(queries))
+        accuracy = hits / len(queries)
+        ctx.mark_non_differentiable(accuracy)
+        return loss / len(queries), accuracy
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query_gradient, key_gradient = ctx.saved_tensors
+        scale = gradients[0] * ctx.scale
+        return query_gradient * scale, key_gradient * scale, None, None, None
+
+
 def info_nce(
     queries: Float[Tensor, "queries channels"],
     keys: Float[Tensor, "keys channels"],
     positives: Int[Tensor, " queries"],
-    ignored: Bool[Tensor, "queries keys"] | None = None,
+    ignored: Int[Tensor, "queries ignored"] | None = None,
     temperature: float = 0.1,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Cross-entropy of finding each query's positive among the keys, in float32 or wider whatever autocast says.
@@ -81,7 +130,7 @@ def info_nce(
         queries: L2-normalised.
         keys: L2-normalised.
         positives: Row of ``keys`` that belongs to each query.
-        ignored: True where a key is neither positive nor negative of a query.
+        ignored: Rows of ``keys`` that are no negatives of each query; its positive may be among them and still counts.
         temperature: τ; the paper uses one value for both losses.
 
     Returns:
@@ -89,11 +138,10 @@ def info_nce(
     """
     with torch.autocast(queries.device.type, enabled=False):
         wide = torch.promote_types(queries.dtype, torch.float32)
-        logits = queries.to(wide) @ keys.to(wide).T / temperature
-        if ignored is not None:
-            logits = logits.masked_fill(ignored, -torch.inf)
-        accuracy = (logits.argmax(1) == positives).float().mean()
-        return F.cross_entropy(logits, positives), accuracy
+        loss, accuracy = _StreamedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            queries.to(wide), keys.to(wide), positives, ignored, temperature
+        )
+        return loss, accuracy
 
 
 def _one_direction(
@@ -110,8 +158,8 @@ def _one_direction(
     positives = rearrange(own.unsqueeze(1) * m + matches, "b n -> (b n)")
     ignored = None
     if m > 1 and not same_video_negatives:
-        key = torch.arange(len(keys) * m, device=keys.device)
-        ignored = (key // m == own.repeat_interleave(n).unsqueeze(1)) & (key != positives.unsqueeze(1))
+        video = own.repeat_interleave(n).unsqueeze(1)
+        ignored = video * m + torch.arange(m, device=keys.device)
     return info_nce(
         rearrange(queries, "b n c -> (b n) c"), rearrange(keys, "g m c -> (g m) c"), positives, ignored, temperature
     )
