@@ -1,0 +1,71 @@
+"""Projection heads: from the backbone's features to the space in which clips are compared."""
+
+from __future__ import annotations
+
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+NORM_MOMENTUM = 0.003  # Keras writes the same number as 0.997
+NORM_EPS = 1e-5
+
+
+class ProjectionHead(nn.Module):
+    """``num_hidden`` x (Linear, BatchNorm, ReLU), then Linear; every Linear has a bias.
+
+    Kernels start Glorot-uniform, biases zero. Sizes and norms are those of the reference family's head (TensorFlow
+    Model Garden, official/projects/video_ssl); the paper does not state its own.
+
+    Args:
+        in_features: Size of the features.
+        hidden_features: Width of the hidden layers.
+        num_hidden: How many hidden layers.
+        out_features: Size of the embeddings.
+        norm_momentum: Share of the new batch in the norms' running statistics. The reference's 0.003 needs about a
+            thousand steps to forget its start: raise it for a short training whose embeddings are evaluated.
+
+    Raises:
+        ValueError: A size is below 1, or ``num_hidden`` below 0.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int = 2048,
+        num_hidden: int = 3,
+        out_features: int = 128,
+        *,
+        norm_momentum: float = NORM_MOMENTUM,
+    ) -> None:
+        super().__init__()
+        if min(in_features, hidden_features, out_features) < 1 or num_hidden < 0:
+            raise ValueError(
+                f"a projection head needs sizes of at least 1; got {in_features} features, {num_hidden} hidden layers "
+                f"of {hidden_features}, {out_features} outputs"
+            )
+        self.in_features = in_features
+        self.out_features = out_features
+        self.layers = nn.Sequential()
+        for _ in range(num_hidden):
+            self.layers.append(nn.Linear(in_features, hidden_features))
+            self.layers.append(nn.BatchNorm1d(hidden_features, eps=NORM_EPS, momentum=norm_momentum))
+            self.layers.append(nn.ReLU(inplace=True))
+            in_features = hidden_features
+        self.layers.append(nn.Linear(in_features, out_features))
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, features: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows c"]:
+        """Project each row; the norms see all rows of all leading axes as one batch.
+
+        Args:
+            features: (..., D), for example (B, T', D) for time steps or (B, D) for clips.
+
+        Returns:
+            (..., C), not normalised.
+        """
+        rows = rearrange(features, "... d -> (...) d")
+        projected: Tensor = self.layers(rows)
+        return projected.reshape(*features.shape[:-1], self.out_features)

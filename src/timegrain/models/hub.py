@@ -1,0 +1,298 @@
+"""What users load: a backbone with its projection heads, in one safetensors file that says how to build it.
+
+The file carries its configuration as JSON in the safetensors metadata, so that a single path is enough; nothing in it
+can run code. A folder with ``config.json`` and ``model.safetensors`` (the form of the Hugging Face Hub) works too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from timegrain.files import atomic_path
+from timegrain.models import heads as projection
+from timegrain.models.resnet3d import ResNet3D, r3d18, r3d50, r3d_tiny
+
+BACKBONES: dict[str, Callable[..., ResNet3D]] = {"r3d50": r3d50, "r3d18": r3d18, "r3d_tiny": r3d_tiny}
+
+_METADATA_KEY = "timegrain_config"
+
+
+def build_backbone(name: str, **options: Any) -> ResNet3D:
+    """A backbone with fresh weights, drawn from torch's global generator.
+
+    Args:
+        name: A key of `BACKBONES`.
+        **options: Settings of `ResNet3D` that differ from that backbone's own.
+
+    Raises:
+        ValueError: The name or an option is unknown, or an option has an impossible value.
+    """
+    if name not in BACKBONES:
+        raise ValueError(f"unknown backbone {name!r}; there are {', '.join(BACKBONES)}")
+    known = inspect.signature(ResNet3D).parameters
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise ValueError(f"backbone {name} has no option {', '.join(unknown)}; there are {', '.join(known)}")
+    return BACKBONES[name](**options)
+
+
+@dataclass
+class EncoderConfig:
+    """How to build a `VideoEncoder`, and which clips it was trained on.
+
+    Args:
+        backbone: A key of `BACKBONES`.
+        backbone_options: Settings that differ from that backbone's own.
+        heads: Names of the projection heads; empty for a backbone alone.
+        head_hidden: Width of a head's hidden layers.
+        head_num_hidden: Number of a head's hidden layers.
+        head_out: Size of the embeddings.
+        head_norm_momentum: As ``norm_momentum`` of `timegrain.models.heads.ProjectionHead`.
+        clip_num_frames: Frames of the long clip.
+        clip_stride: Its stride, in source frames.
+        crop_size: Side of the square crop, in pixels.
+        extra: Anything else worth keeping, JSON values only: how it was trained.
+    """
+
+    backbone: str = "r3d50"
+    backbone_options: dict[str, Any] = field(default_factory=dict)
+    heads: tuple[str, ...] = ("fine", "persistent")
+    head_hidden: int = 2048
+    head_num_hidden: int = 3
+    head_out: int = 128
+    head_norm_momentum: float = projection.NORM_MOMENTUM
+    clip_num_frames: int = 32
+    clip_stride: int = 4
+    crop_size: int = 224
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EncoderConfig:
+        """The configuration from parsed JSON.
+
+        Raises:
+            ValueError: A key is unknown or a value has the wrong type.
+        """
+        kinds: dict[str, type | tuple[type, ...]] = {
+            f.name: type(getattr(_DEFAULTS, f.name)) for f in dataclasses.fields(cls)
+        }
+        kinds |= {"heads": (list, tuple), "head_norm_momentum": (int, float)}
+        for key, value in values.items():
+            if key not in kinds:
+                raise ValueError(f"unknown key {key!r} in the encoder's configuration; known are {', '.join(kinds)}")
+            if not isinstance(value, kinds[key]) or isinstance(value, bool):
+                raise ValueError(f"{key} in the encoder's configuration cannot be {value!r}")
+        names = tuple(values.get("heads", _DEFAULTS.heads))
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError(f"heads in the encoder's configuration must be names; got {names!r}")
+        return cls(**{**values, "heads": names})
+
+
+_DEFAULTS = EncoderConfig()
+
+
+class VideoEncoder(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="timegrain",
+    pipeline_tag="video-classification",
+    paper_url="https://arxiv.org/abs/2112.04480",
+    tags=["video", "self-supervised-learning", "temporal-granularity"],
+):
+    """A backbone and its projection heads.
+
+    ``VideoEncoder.from_pretrained``, ``.save_pretrained`` and ``.push_to_hub`` work as Hugging Face users expect.
+
+    Args:
+        config: What to build.
+
+    Raises:
+        ValueError: The configuration names something that does not exist or is impossible.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = build_backbone(config.backbone, **config.backbone_options)
+        self.heads = nn.ModuleDict(
+            {
+                name: projection.ProjectionHead(
+                    self.backbone.num_features,
+                    config.head_hidden,
+                    config.head_num_hidden,
+                    config.head_out,
+                    norm_momentum=config.head_norm_momentum,
+                )
+                for name in config.heads
+            }
+        )
+
+    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b t2 d"]:
+        """Features of each time step.
+
+        Args:
+            x: Clips (B, C, T, H, W), values in [0, 1].
+
+        Returns:
+            (B, T', D).
+        """
+        return cast(Tensor, self.backbone(x))
+
+    def embed(self, features: Float[Tensor, "b t d"], head: str) -> Float[Tensor, "b t c"]:
+        """Project features by one head.
+
+        Args:
+            features: (B, T, D).
+            head: Name of the head.
+
+        Returns:
+            (B, T, C), not normalised.
+
+        Raises:
+            ValueError: There is no such head.
+        """
+        if head not in self.heads:
+            raise ValueError(f"this encoder has no head {head!r}; it has {', '.join(self.heads) or 'none'}")
+        return cast(Tensor, self.heads[head](features))
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        with atomic_path(save_directory / constants.CONFIG_NAME) as temporary:
+            temporary.write_text(json.dumps(dataclasses.asdict(self.config), indent=2, sort_keys=True))
+        save_weights(self, save_directory / constants.SAFETENSORS_SINGLE_FILE)
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        config: Any = None,
+        **options: Any,
+    ) -> VideoEncoder:
+        if options:
+            raise ValueError(
+                f"from_pretrained does not know {', '.join(options)}; the configuration comes from the weights"
+            )
+        if os.path.isdir(model_id):
+            weights = Path(model_id) / constants.SAFETENSORS_SINGLE_FILE
+        else:
+            weights = Path(
+                hf_hub_download(
+                    repo_id=model_id,
+                    filename=constants.SAFETENSORS_SINGLE_FILE,
+                    revision=revision,
+                    cache_dir=cache_dir,
+                    force_download=force_download,
+                    token=token,
+                    local_files_only=local_files_only,
+                )
+            )
+        return _load(weights, config)
+
+
+def save_weights(encoder: VideoEncoder, path: str | os.PathLike[str]) -> None:
+    """Write an encoder to one safetensors file, its configuration in the metadata.
+
+    The file appears whole or not at all.
+
+    Args:
+        encoder: What to save; its tensors may be on any device and in any memory layout.
+        path: The file, usually ``weights.safetensors``.
+
+    Raises:
+        ValueError: ``encoder.config.extra`` or ``backbone_options`` holds something that JSON does not know.
+    """
+    try:
+        config = json.dumps(dataclasses.asdict(encoder.config), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"cannot save {path}: the configuration is not plain JSON: {error}") from error
+    tensors = {name: t.detach().cpu().contiguous() for name, t in encoder.state_dict().items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt", _METADATA_KEY: config})
+
+
+def load_encoder(path: str | os.PathLike[str]) -> VideoEncoder:
+    """Read an encoder from `save_weights`' file, or from a folder that ``save_pretrained`` wrote.
+
+    Args:
+        path: The file or folder.
+
+    Returns:
+        The encoder, on the CPU, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: There is nothing at ``path``.
+        ValueError: The file is damaged, is not TimeGrain's, or does not fit its own configuration.
+    """
+    path = Path(path)
+    if path.is_dir():
+        weights = path / constants.SAFETENSORS_SINGLE_FILE
+        if not weights.exists():
+            raise FileNotFoundError(f"{path} is a folder without {weights.name}; give the weights file itself")
+        return _load(weights)
+    return _load(path)
+
+
+def _load(path: Path, config: Any = None) -> VideoEncoder:
+    if not path.exists():
+        raise FileNotFoundError(f"weights file {path} does not exist")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a whole safetensors file (cut, damaged or of another kind): {error}"
+        ) from error
+    if config is None:
+        if _METADATA_KEY not in metadata:
+            raise ValueError(
+                f"{path} is a safetensors file, but not TimeGrain weights: no {_METADATA_KEY} in its metadata"
+            )
+        try:
+            config = json.loads(metadata[_METADATA_KEY])
+        except json.JSONDecodeError as error:
+            raise ValueError(f"the configuration in {path} is not JSON: {error}") from error
+    try:
+        if not isinstance(config, EncoderConfig):
+            config = EncoderConfig.from_dict(config)
+        # On the meta device nothing is allocated or drawn: the file's tensors become the parameters once they fit.
+        with torch.device("meta"):
+            encoder = VideoEncoder(config)
+    except (TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} describes an encoder that cannot be built: {error}") from error
+    _check_tensors(path, encoder.state_dict(), tensors)
+    encoder.load_state_dict(tensors, assign=True)
+    return encoder.eval()
+
+
+def _check_tensors(path: Path, expected: Mapping[str, Tensor], found: dict[str, Tensor]) -> None:
+    """Make ``found`` fit ``expected`` in type, or say what does not fit."""
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} is unknown" for name in found if name not in expected]
+    for name, tensor in found.items():
+        if name in expected and tensor.shape != expected[name].shape:
+            problems.append(f"{name} has shape {tuple(tensor.shape)}, not {tuple(expected[name].shape)}")
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError(f"the tensors in {path} do not fit its configuration: {'; '.join(problems[:3])}{more}")
+    for name, tensor in found.items():
+        found[name] = tensor.to(expected[name].dtype)
