@@ -17,7 +17,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from timegrain.data.clips import VideoClips, collate
 from timegrain.data.frame_cache import FrameCache
 from timegrain.data.loading import EpochBatchSampler, ResumableLoader
-from timegrain.data.manifest import Manifest, scan
+from timegrain.data.manifest import Manifest
 from timegrain.data.transforms import AugmentConfig
 from timegrain.files import atomic_path
 from timegrain.losses import TeGLoss
@@ -76,6 +76,8 @@ def resolve(
         if not data.folder.is_dir():
             raise ValueError(f"{data.folder} is not a folder; --data.folder takes a folder of videos")
         if not manifest_path.exists() and is_first_process():
+            from timegrain.data.manifest import scan
+
             scan(data.folder, out=manifest_path)
         wait_for(manifest_path)
     assert manifest_path is not None

@@ -1,0 +1,257 @@
+"""What frozen features know about EventWorld: events, boundaries, and the video as a whole.
+
+Probes are linear and trained on the training videos alone; their regularisation and the boundary threshold are chosen on
+a held-out quarter of the training videos.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from scipy.ndimage import maximum_filter1d, uniform_filter1d
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+Array = npt.NDArray[np.float64]
+
+TOLERANCE = 0.05  # share of the video's duration, the headline threshold of Kinetics-GEBD
+POSITIVE_SECONDS = 0.15  # a time step this near a boundary is a positive example, as in the benchmark's PC baseline
+CLIP_SECONDS = 2.56  # one clip: 16 frames, stride 4, at 25 fps
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # C of the logistic regression
+
+
+@dataclass(frozen=True)
+class LabelledEvent:
+    """An event with one of its labels: start inclusive, end exclusive."""
+
+    start_seconds: float
+    end_seconds: float
+    label: str
+
+
+@dataclass
+class FeatureSet:
+    """Features of the videos of one split, and what is known of the videos.
+
+    Args:
+        features: Per video (steps, D).
+        timestamps_seconds: Per video (steps,).
+        events: Per video, in order.
+        boundaries_seconds: Per video.
+        durations_seconds: Per video.
+        labels: Class of each video.
+    """
+
+    features: list[Array]
+    timestamps_seconds: list[Array]
+    events: list[list[LabelledEvent]]
+    boundaries_seconds: list[list[float]]
+    durations_seconds: list[float]
+    labels: list[str]
+
+
+@dataclass
+class Evaluation:
+    """Scores, and the boundaries found, for pictures.
+
+    Args:
+        scores: By name, fractions.
+        probabilities: Per test video (steps,), of a boundary.
+        detections_seconds: Per test video.
+    """
+
+    scores: dict[str, float]
+    probabilities: list[Array] = field(default_factory=list)
+    detections_seconds: list[list[float]] = field(default_factory=list)
+
+
+def evaluate(train: FeatureSet, test: FeatureSet) -> Evaluation:
+    """Probe frozen features.
+
+    Args:
+        train: Fits the probes; its last quarter of videos chooses their strength and the threshold.
+        test: Scored, and used for nothing else.
+
+    Returns:
+        ``event`` (accuracy of event classes), ``clip`` and ``video`` (accuracy of the video's class from the middle clip,
+        and from the mean over the video), ``knn`` (the class of the 20 nearest clips), ``boundary_f1`` (at a tolerance of
+        5 % of the duration) and ``boundary_auc`` (time steps near a boundary against the others).
+    """
+    inside = _boundaries(train, test)
+    clips = _clip_features(train), _clip_features(test)
+    means = (np.stack([f.mean(0) for f in part.features]) for part in (train, test))
+    scores = {
+        "event": _probe(*_event_features(train), *_event_features(test)),
+        "clip": _probe(clips[0], train.labels, clips[1], test.labels),
+        "video": _probe(*[value for pair in zip(means, (train.labels, test.labels), strict=True) for value in pair]),
+        "knn": _knn(clips[0], train.labels, clips[1], test.labels),
+        **inside.scores,
+    }
+    return Evaluation(scores, inside.probabilities, inside.detections_seconds)
+
+
+def floors(train: FeatureSet, test: FeatureSet) -> dict[str, dict[str, float]]:
+    """Rows that look at no pixel: the commonest classes, and evenly spaced boundaries.
+
+    Returns:
+        ``majority``, and ``uniform``: k even cuts, k chosen on the training videos for their F1.
+    """
+
+    def commonest(known: Sequence[str], wanted: Sequence[str]) -> float:
+        names, counts = np.unique(known, return_counts=True)
+        return float(np.mean(np.array(wanted) == names[counts.argmax()]))
+
+    event = commonest(*[[e.label for events in part.events for e in events] for part in (train, test)])
+    video = commonest(train.labels, test.labels)
+
+    def cuts(part: FeatureSet, count: int) -> float:
+        found = [[d * (i + 1) / (count + 1) for i in range(count)] for d in part.durations_seconds]
+        return boundary_f1(found, part.boundaries_seconds, part.durations_seconds)
+
+    best = max(range(1, 13), key=lambda count: cuts(train, count))
+    return {
+        "majority": {"event": event, "clip": video, "video": video, "knn": video},
+        "uniform": {"boundary_f1": cuts(test, best), "boundary_auc": 0.5},
+    }
+
+
+def boundary_f1(
+    detections: Sequence[Sequence[float]], truth: Sequence[Sequence[float]], durations: Sequence[float]
+) -> float:
+    """F1 over all videos of greedy one-to-one matches within 5 % of the duration (the matching of Kinetics-GEBD).
+
+    Args:
+        detections: Per video, seconds.
+        truth: Per video, seconds; each takes its nearest free detection, in order.
+        durations: Per video, seconds.
+    """
+    hits = 0
+    for found, true, duration in zip(detections, truth, durations, strict=True):
+        free = list(found)
+        for boundary in true:
+            if not free:
+                break
+            nearest = min(range(len(free)), key=lambda i: abs(free[i] - boundary))
+            if abs(free[nearest] - boundary) <= TOLERANCE * duration:
+                hits += 1
+                free.pop(nearest)
+    total = sum(map(len, detections)) + sum(map(len, truth))
+    return 2 * hits / total if total else 0.0
+
+
+def _classifier(strength: float) -> Pipeline:
+    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=200))
+
+
+def _probe(known: Array, targets: Sequence[str], wanted: Array, truth: Sequence[str]) -> float:
+    """Accuracy of a linear probe whose strength a held-out quarter of the training rows has chosen."""
+    labels = np.array(targets)
+    part = len(known) * 3 // 4
+    held_out = [_classifier(c).fit(known[:part], labels[:part]).score(known[part:], labels[part:]) for c in STRENGTHS]
+    best = STRENGTHS[int(np.argmax(held_out))]
+    return float(_classifier(best).fit(known, labels).score(wanted, np.array(truth)))
+
+
+def _knn(known: Array, targets: Sequence[str], wanted: Array, truth: Sequence[str], neighbours: int = 20) -> float:
+    """Accuracy of the vote of the nearest training clips by cosine, about the training mean, weights exp(s / 0.1)."""
+    labels, mean = np.array(targets), known.mean(0)
+    unit = [(x - mean) / (np.linalg.norm(x - mean, axis=1, keepdims=True) + 1e-12) for x in (known, wanted)]
+    similarity = unit[1] @ unit[0].T
+    nearest = np.argsort(-similarity, axis=1)[:, :neighbours]
+    names = np.unique(labels)
+    weights = np.exp(np.take_along_axis(similarity, nearest, 1) / 0.1)
+    votes = np.stack([(weights * (labels[nearest] == name)).sum(1) for name in names], 1)
+    return float(np.mean(names[votes.argmax(1)] == np.array(truth)))
+
+
+def _clip_features(part: FeatureSet) -> Array:
+    """Mean over the clip in the middle of each video, (videos, D)."""
+    rows = []
+    for features, times, duration in zip(part.features, part.timestamps_seconds, part.durations_seconds, strict=True):
+        middle = np.abs(times - duration / 2) <= CLIP_SECONDS / 2
+        rows.append(features[middle].mean(0) if middle.any() else features.mean(0))
+    return np.stack(rows)
+
+
+def _event_features(part: FeatureSet) -> tuple[Array, list[str]]:
+    """Mean over each event (its nearest time step where none falls inside), (events, D), and the events' classes."""
+    rows, labels = [], []
+    for features, times, events in zip(part.features, part.timestamps_seconds, part.events, strict=True):
+        for event in events:
+            inside = (times >= event.start_seconds) & (times < event.end_seconds)
+            nearest = np.abs(times - (event.start_seconds + event.end_seconds) / 2).argmin()
+            rows.append(features[inside].mean(0) if inside.any() else features[nearest])
+            labels.append(event.label)
+    return np.stack(rows), labels
+
+
+def _change_features(features: Array, times: Array) -> Array:
+    """What a boundary probe sees of a time step: how the mean before it differs from the mean after, at two scales."""
+    step = float(np.median(np.diff(times))) if len(times) > 1 else 1.0
+    columns = []
+    for seconds in (0.3, 0.6):
+        half = max(1, round(seconds / step))
+        smooth = uniform_filter1d(features, half, axis=0, mode="nearest")
+        index = np.arange(len(features))
+        before = smooth[np.maximum(index - (half + 1) // 2, 0)]
+        after = smooth[np.minimum(index + (half + 1) // 2, len(features) - 1)]
+        columns += [np.abs(after - before), np.linalg.norm(after - before, axis=1, keepdims=True)]
+    return np.concatenate(columns, 1)
+
+
+def _boundaries(train: FeatureSet, test: FeatureSet) -> Evaluation:
+    """Train a boundary probe, pick its peaks, score them."""
+
+    def rows(part: FeatureSet) -> list[Array]:
+        return [_change_features(f, t) for f, t in zip(part.features, part.timestamps_seconds, strict=True)]
+
+    def near(part: FeatureSet) -> list[npt.NDArray[np.bool_]]:
+        return [
+            (np.abs(times[:, None] - np.array([*boundaries, np.inf])) <= POSITIVE_SECONDS).any(1)
+            for times, boundaries in zip(part.timestamps_seconds, part.boundaries_seconds, strict=True)
+        ]
+
+    train_rows, train_near, test_rows, test_near = rows(train), near(train), rows(test), near(test)
+    part = len(train_rows) * 3 // 4
+
+    def fit(strength: float, videos: slice) -> Pipeline:
+        return _classifier(strength).fit(np.concatenate(train_rows[videos]), np.concatenate(train_near[videos]))
+
+    def probabilities(model: Pipeline, videos: list[Array]) -> list[Array]:
+        flat = model.predict_proba(np.concatenate(videos))[:, 1]
+        return np.split(flat, np.cumsum([len(video) for video in videos])[:-1])
+
+    held_out = train_near[part:]
+    models = [fit(strength, slice(0, part)) for strength in STRENGTHS[:3]]
+    found = [probabilities(model, train_rows[part:]) for model in models]
+    aucs = [roc_auc_score(np.concatenate(held_out), np.concatenate(values)) for values in found]
+    best = int(np.argmax(aucs))
+    held_times = train.timestamps_seconds[part:]
+
+    def score(threshold: float) -> float:
+        picked = [_peaks(p, t, threshold) for p, t in zip(found[best], held_times, strict=True)]
+        return boundary_f1(picked, train.boundaries_seconds[part:], train.durations_seconds[part:])
+
+    grid = np.quantile(np.concatenate(found[best]), np.linspace(0.3, 0.98, 35))
+    threshold = float(max(grid, key=score))
+    values = probabilities(fit(STRENGTHS[best], slice(None)), test_rows)
+    picked = [_peaks(p, t, threshold) for p, t in zip(values, test.timestamps_seconds, strict=True)]
+    scores = {
+        "boundary_f1": boundary_f1(picked, test.boundaries_seconds, test.durations_seconds),
+        "boundary_auc": float(roc_auc_score(np.concatenate(test_near), np.concatenate(values))),
+    }
+    return Evaluation(scores, values, picked)
+
+
+def _peaks(probabilities: Array, times: Array, threshold: float, apart_seconds: float = 0.3) -> list[float]:
+    """Times of local maxima above a threshold, none within ``apart_seconds`` of a higher one."""
+    step = float(np.median(np.diff(times))) if len(times) > 1 else 1.0
+    width = 2 * max(1, round(apart_seconds / step)) + 1
+    smooth = uniform_filter1d(probabilities, 3, mode="nearest")
+    peaks = (smooth >= maximum_filter1d(smooth, width, mode="nearest")) & (smooth >= threshold)
+    return [float(time) for time in times[peaks]]
