@@ -19,7 +19,8 @@ from einops import rearrange
 from torch import Tensor
 
 from timegrain.data.colour import NEUTRAL, Augmentation, change_colours
-from timegrain.data.decoding import Crop
+from timegrain.data.colour_cpu import change_colours_on_cpu
+from timegrain.data.video import Crop
 
 Rounding = Literal["nearest", "truncate"]
 
@@ -298,6 +299,8 @@ def apply_augmentation(clips: Tensor, augmentation: Augmentation) -> Tensor:
     """
     if len(augmentation) != len(clips):
         raise ValueError(f"{len(clips)} clips, but augmentations for {len(augmentation)}")
+    if clips.device.type == "cpu":
+        return change_colours_on_cpu(clips, augmentation)
     return change_colours(to_model_input(clips), augmentation)
 
 
