@@ -4,10 +4,10 @@ Frame ``i`` is the ``i``-th picture that a decoder shows when it plays the whole
 that is shown and no other. Every way of reading gives these same frames. A file that cannot give them raises
 :class:`VideoError` with the reason; no frame ever stands in for another.
 
-Colour is converted to RGB by FFmpeg's swscale with its defaults (the file's matrix and range, BT.601 where the file does
-not say; more than 8 bits are reduced to 8; an alpha channel is dropped; pixels are not stretched to be square). Rotation
-and mirroring in the metadata are applied. A picture whose size differs from the first one's (a stream that changes its
-resolution) is scaled to the first one's size, bilinearly.
+Colour is converted to RGB by FFmpeg's swscale with its defaults: the file's matrix and range, BT.601 where it does not
+say. More than 8 bits are reduced to 8, an alpha channel is dropped, pixels are not stretched to be square. Rotation
+and mirroring in the metadata are applied. A picture whose size differs from the first one's, in a stream that changes
+its resolution, is scaled to the first one's size, bilinearly. Of several video streams the first is read.
 """
 
 from __future__ import annotations

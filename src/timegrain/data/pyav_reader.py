@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -12,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from timegrain.data.streams.index import UNKNOWN, Int64, PacketIndex, Span, read_index
 from timegrain.data.video import (
     Crop,
     VideoError,
@@ -39,8 +42,26 @@ _ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 _ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC
 
 
+_MAX_SKIP = 100  # packets that are read and passed over rather than sought
+_MAX_PIXELS = 1 << 27  # of one picture; more is an attack or a broken header
+
+
+class _UnexpectedFrame(Exception):
+    """The decoder did not give what the packets announce."""
+
+
+class _UnexpectedSize(Exception):
+    """A frame has another size than the container says, and the first frame's is not yet known."""
+
+
 class PyAVReader:
     """Reads with PyAV; see :class:`timegrain.data.video.VideoReader` for the methods.
+
+    Frames are found through the packets. All of them are walked through once, which for well-formed streams of the usual
+    codecs tells every frame (:mod:`timegrain.data.streams`); then only packets that a needed frame depends on are
+    decoded. Each packet carries its number through the decoder in place of its time stamp: each frame that comes out
+    says which packet it is, and frames other than the announced ones are noticed. Where the packets do not tell, or
+    told wrongly, the file is decoded from its beginning and the frames are counted.
 
     Args:
         path: The file.
@@ -52,11 +73,25 @@ class PyAVReader:
     def __init__(self, path: str) -> None:
         self._path = path
         self._container: Any = None
-        self._info: VideoInfo | None = None
-        self._whole: list[tuple[int | None, int]] | None = None  # see _timing
-        self._open()
-        self._size = (self._context.height, self._context.width)  # as stored, of the first frame
+        self._drop = True
         self._reformatter = av.video.reformatter.VideoReformatter()
+        self._open()
+        self._codec = str(self._context.codec.canonical_name)
+        # As stored, of the first frame. What the container says is checked against the frames that are decoded.
+        self._size = (int(self._context.height), int(self._context.width))
+        self._first: tuple[int, int, int] | None = None  # displayed height and width, and rotation
+        self._time_base = float(self._stream.time_base)
+        rate = float(self._stream.average_rate or 0)
+        # 1000: the clock of some containers, taken for a rate. 25: what FFmpeg takes for streams without a clock.
+        self._rate = rate if 0 < rate < 1000 else 25.0
+        try:
+            self._index = self._walk()
+        except BaseException:
+            self.close()
+            raise
+        self._order = self._index.order  # packet of each frame shown; None until the file was decoded once
+
+    # ---- the file ----------------------------------------------------------------------------------------------
 
     def _open(self) -> None:
         """Open the file anew, at its beginning, with a fresh decoder."""
@@ -81,7 +116,9 @@ class PyAVReader:
             self.close()
             raise VideoError(self._path, "no decoder for its video codec")
         self._context.thread_count = 1
-        self._next = 0
+        self._context.options = {"max_pixels": str(_MAX_PIXELS)}
+        self._packets = self._demux()
+        self._next = 0  # number of the packet that comes next
 
     def close(self) -> None:
         """Give the file back."""
@@ -97,123 +134,263 @@ class PyAVReader:
     ) -> None:
         self.close()
 
-    def _decode_all(self) -> Iterator[Any]:
-        """All frames that are shown, decoded from the beginning; each frame's ``pts`` is its packet's number."""
+    def _demux(self) -> Iterator[Any]:
+        """The stream's packets from where the file stands, without empty ones."""
+        if self._container is None:
+            raise ValueError(f"{self._path}: the video is closed")
+        return (packet for packet in self._container.demux(self._stream) if packet.size)
+
+    def _walk(self) -> PacketIndex:
+        """Read all packets once."""
+        walked: list[int] = []  # its length tells how far the walk came
+
+        def whole_packets() -> Iterator[Any]:
+            for packet in self._packets:
+                if packet.is_corrupt:
+                    raise VideoError(self._path, f"cut off or damaged at packet {len(walked)}")
+                if not walked and packet.has_sidedata("encryption_info"):
+                    raise VideoError(self._path, "encrypted")
+                walked.append(packet.size)
+                yield packet
+
+        try:
+            index = read_index(whole_packets(), self._codec, self._context.extradata or b"")
+        except VideoError:
+            raise
+        except _FAILURES as error:
+            reason = f"cut off or damaged after packet {len(walked)}: {short_reason(error)}"
+            raise VideoError(self._path, reason) from error
+        self._next = len(walked)
+        if not walked:
+            raise VideoError(self._path, "no frame in its video stream")
+        return index
+
+    def _go_to(self, number: int) -> None:
+        """Let the packet of this number be the next one."""
+        is_far = self._next > number or (number - self._next > _MAX_SKIP and self._can_seek)
+        if is_far and not (self._can_seek and self._seek(number)):
+            self._open()
+        while self._next < number:
+            self._read()
+
+    def _read(self) -> Any:
+        """The next packet, which must be the one that the index has."""
+        packet = next(self._packets, None)
+        if packet is None or packet.size != self._index.sizes[self._next]:
+            raise _UnexpectedFrame(f"packet {self._next} is not the one that was there before")
+        packet.pts = packet.dts = self._next
+        self._next += 1
+        return packet
+
+    @property
+    def _can_seek(self) -> bool:
+        """Containers with an index of their own, in which a packet is known by its place."""
+        names = self._container.format.name.split(",")
+        return bool({"mov", "matroska", "avi"} & set(names)) and bool((self._index.positions >= 0).all())
+
+    def _seek(self, number: int) -> bool:
+        """Go to a packet at or before the given one by the container's index; False if that does not lead there."""
+        # The index is one of decoding times in some containers and of presentation times in others.
+        for ticks in sorted({int(self._index.ticks[number]), int(self._index.decoding_ticks[number])}, reverse=True):
+            if ticks == UNKNOWN:
+                continue
+            try:
+                self._container.seek(ticks, stream=self._stream)
+            except _FAILURES:
+                return False
+            self._packets = self._demux()
+            packet = next(self._packets, None)
+            if packet is None:
+                continue
+            places = np.flatnonzero((self._index.positions == packet.pos) & (self._index.sizes == packet.size))
+            if len(places) == 1 and places[0] <= number:
+                self._next = int(places[0])
+                self._packets = itertools.chain([packet], self._packets)
+                return True
+        return False
+
+    # ---- decoding ----------------------------------------------------------------------------------------------
+
+    def _decode_span(self, span: Span) -> Iterator[tuple[int, Any]]:
+        """(packet number, frame) of every frame that the span announces; _UnexpectedFrame if it gives others."""
+        expected = iter(span.shown)
+        announced = set(span.shown)
+
+        def check(frames: list[Any]) -> Iterator[tuple[int, Any]]:
+            for frame in frames:
+                if frame.pts not in announced:
+                    continue  # leading picture of a start inside an open group of pictures
+                if frame.is_corrupt or frame.pts != next(expected, None):
+                    raise _UnexpectedFrame(f"frame of packet {frame.pts}")
+                yield frame.pts, frame
+
+        self._go_to(span.packets[0])
+        self._context.flush_buffers()
+        try:
+            for number in span.packets:
+                while self._next < number:
+                    self._read()
+                yield from check(self._context.decode(self._read()))
+            yield from check(self._context.decode(None))
+        except _FAILURES as error:
+            raise _UnexpectedFrame(short_reason(error)) from error
+        if next(expected, None) is not None:
+            raise _UnexpectedFrame("a frame is missing")
+
+    def _decode_whole(self) -> Iterator[tuple[int, Any]]:
+        """(rank, frame) of all frames, decoded from the beginning; remembers their order at the end.
+
+        Raises:
+            VideoError: Naming the frame that cannot be decoded.
+        """
         self._open()
-        stamps: list[int | None] = []
-        durations: list[int] = []
         shown: list[int] = []
-        packets = self._container.demux(self._stream)
-        ended = False
+        number, ended = -1, False
         while not ended:
             try:
-                packet = next(packets)
-                # The demuxer ends with a packet without content, which makes the decoder give all that it holds.
-                ended = not packet.size and packet.dts is None
-                if not ended:
-                    if not packet.size:
-                        continue
-                    if packet.is_corrupt:
-                        raise VideoError(self._path, f"the file is cut off or damaged after {len(stamps)} packets")
-                    stamps.append(packet.pts)
-                    durations.append(packet.duration or 0)
-                    packet.pts = packet.dts = len(stamps) - 1
+                packet = next(self._packets, None)
+                if packet is None:
+                    ended = True
+                else:
+                    number += 1
+                    packet.pts = packet.dts = number
                 frames = self._context.decode(packet)
-            except VideoError:
-                raise
             except _FAILURES as error:
-                reason = f"frame {len(shown)} cannot be decoded (packet {len(stamps)}): {short_reason(error)}"
+                reason = f"frame {len(shown)} cannot be decoded (packet {number}): {short_reason(error)}"
                 raise VideoError(self._path, reason) from error
             for frame in frames:
                 if frame.is_corrupt:
                     raise VideoError(self._path, f"frame {len(shown)} is damaged")
                 shown.append(frame.pts)
-                yield frame
-        self._whole = [(stamps[n], durations[n]) for n in shown]
-        if not self._whole:
+                yield len(shown) - 1, frame
+        if not shown:
             raise VideoError(self._path, "no frame in its video stream")
+        self._order = np.array(shown, np.int64)
 
-    def _timing(self) -> list[tuple[int | None, int]]:
-        """(time stamp, duration) of each frame shown, in ticks of the stream."""
-        if self._whole is None:
-            for _ in self._decode_all():
-                pass
-        assert self._whole is not None
-        return self._whole
+    def _decode(self, ranks: Int64) -> Iterator[tuple[int, Any]]:
+        """(rank, frame) of the frames with the given sorted, distinct numbers."""
+        if self._index.order is None:
+            yield from self._decode_counting(ranks)
+            return
+        rank_of = dict(zip(self._index.order[ranks].tolist(), ranks.tolist(), strict=True))
+        for span in self._index.plan(ranks, self._drop):
+            for packet, frame in self._decode_span(span):
+                if packet in rank_of:
+                    yield rank_of[packet], frame
+
+    def _decode_counting(self, ranks: Int64) -> Iterator[tuple[int, Any]]:
+        wanted, last = set(ranks.tolist()), int(ranks[-1])
+        for rank, frame in self._decode_whole():
+            if rank in wanted:
+                yield rank, frame
+            if rank == last:
+                return
+        raise VideoError(self._path, f"frame {last} is missing: the file shows {self.num_frames} frames")
+
+    def _give_up_plan(self) -> None:
+        """From now on decode more: first without leaving packets out, then the whole file."""
+        if self._drop:
+            self._drop = False
+        else:
+            self._index = dataclasses.replace(self._index, order=None)
+            self._order = None
+
+    # ---- pictures ----------------------------------------------------------------------------------------------
+
+    def _rgb(self, frame: Any) -> npt.NDArray[np.uint8]:
+        """(H, W, 3) of a decoded frame as displayed, at the size of the first frame."""
+        if (frame.height, frame.width) != self._size and self._first is None:
+            raise _UnexpectedSize
+        height, width = self._size
+        try:
+            rgb = self._reformatter.reformat(frame, width=width, height=height, format="rgb24", **_ONE_THREAD)
+        except _FAILURES as error:
+            reason = f"its {frame.format.name} pictures cannot be converted to RGB: {short_reason(error)}"
+            raise VideoError(self._path, reason) from error
+        plane = rgb.planes[0]
+        rows: npt.NDArray[np.uint8] = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)
+        picture = rows[:, : 3 * width].reshape(height, width, 3)
+        matrix = _display_matrix(frame)
+        return picture if matrix is None else _turn(picture, matrix, self._path)
+
+    def _retry(self, error: _UnexpectedFrame | _UnexpectedSize) -> None:
+        """Make the next try to decode the same frames succeed where this one did not."""
+        if isinstance(error, _UnexpectedSize):
+            self._look_at_first()
+        else:
+            self._give_up_plan()
+
+    def _look_at_first(self) -> tuple[int, int, int]:
+        """Displayed height and width of the first frame, and its rotation; decodes it the first time."""
+        while self._first is None:
+            try:
+                _, frame = next(self._decode(np.zeros(1, np.int64)))
+            except _UnexpectedFrame as error:
+                self._retry(error)
+                continue
+            self._size = frame.height, frame.width
+            matrix = _display_matrix(frame)
+            empty = np.empty(self._size, np.uint8)
+            height, width = (empty if matrix is None else _turn(empty, matrix, self._path)).shape
+            rotation = 0 if matrix is None else round(np.degrees(np.arctan2(matrix[1], matrix[0]))) % 360
+            self._first = height, width, rotation
+        return self._first
+
+    # ---- what users call ---------------------------------------------------------------------------------------
 
     @property
     def num_frames(self) -> int:
         """Number of frames."""
-        return len(self._timing())
+        return len(self._known_order())
+
+    def _known_order(self) -> Int64:
+        """(num_frames,) packet of each frame shown; decodes the whole file where the packets do not tell."""
+        if self._order is None:
+            for _ in self._decode_whole():
+                pass
+        assert self._order is not None
+        return self._order
+
+    def _times(self) -> tuple[npt.NDArray[np.float64], float]:
+        """Time stamps, and the duration of the whole, in seconds."""
+        return self._index.seconds(self._known_order(), self._time_base, self._rate)
 
     @property
     def timestamps(self) -> npt.NDArray[np.float64]:
         """(num_frames,) seconds from the first frame."""
         return self._times()[0]
 
-    def _times(self) -> tuple[npt.NDArray[np.float64], float]:
-        """Time stamps, and the duration of the whole, in seconds."""
-        timing = self._timing()
-        rate = float(self._stream.average_rate or 0)
-        if not 0 < rate < 1000:  # 1000: the clock of some containers, taken for a rate
-            rate = 25.0  # what FFmpeg takes for raw streams
-        ticks = [stamp for stamp, _ in timing if stamp is not None]
-        if len(set(ticks)) == len(timing):
-            # Sorted: some containers give time stamps in decoding order.
-            seconds = np.sort(np.array(ticks, dtype=np.int64) - min(ticks)) * float(self._stream.time_base)
-            last = timing[-1][1] * float(self._stream.time_base)
-            step = float(np.median(np.diff(seconds))) if len(ticks) > 1 else 1 / rate
-            return seconds, float(seconds[-1]) + (last if last > step / 4 else step)
-        return np.arange(len(timing)) / rate, len(timing) / rate
-
     @property
     def info(self) -> VideoInfo:
         """What the file holds."""
-        if self._info is None:
-            num_frames, (_, duration) = self.num_frames, self._times()
-            frame = next(self._decode_all())
-            height, width = _displayed(frame).shape[:2]
-            self._info = VideoInfo(
-                path=self._path,
-                num_frames=num_frames,
-                fps=num_frames / duration,
-                duration_seconds=duration,
-                width=width,
-                height=height,
-                codec=self._context.codec.canonical_name,
-                rotation=-int(frame.rotation) % 360,
-            )
-        return self._info
-
-    def _rgb(self, frame: Any) -> npt.NDArray[np.uint8]:
-        """(H, W, 3) of a decoded frame as displayed, at the size of the first frame."""
-        height, width = self._size
-        rgb = self._reformatter.reformat(frame, width=width, height=height, format="rgb24", **_ONE_THREAD)
-        plane = rgb.planes[0]
-        rows = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)[:, : 3 * width]
-        return np.rot90(rows.reshape(height, width, 3), round(frame.rotation / 90))
-
-    def _wanted(self, ranks: npt.NDArray[np.int64]) -> Iterator[tuple[int, Any]]:
-        """The frames of the given sorted, distinct numbers, as they come out of the decoder."""
-        last = int(ranks[-1])
-        wanted = set(ranks.tolist())
-        for rank, frame in enumerate(self._decode_all()):
-            if rank in wanted:
-                yield rank, frame
-            if rank == last:
-                return
+        height, width, rotation = self._look_at_first()
+        num_frames, (_, duration) = self.num_frames, self._times()
+        return VideoInfo(self._path, num_frames, num_frames / duration, duration, width, height, self._codec, rotation)
 
     def frames(self, indices: Sequence[int] | npt.NDArray[np.integer], *, crop: Crop | None = None) -> Tensor:
         """Frames by index, in one decoding pass."""
-        array = check_indices(indices, self.num_frames)
-        top, left, height, width = check_crop(crop, self.info.height, self.info.width)
-        out = np.empty((len(array), height, width, 3), np.uint8)
-        if len(array):
-            ranks, where = np.unique(array, return_inverse=True)
-            for rank, frame in self._wanted(ranks):
-                picture = self._rgb(frame)[top : top + height, left : left + width]
-                out[where == np.searchsorted(ranks, rank)] = picture
-        return as_frames(out)
+        while True:
+            array = check_indices(indices, self.num_frames)
+            try:
+                return as_frames(self._collect(array, crop))
+            except (_UnexpectedFrame, _UnexpectedSize) as error:
+                self._retry(error)
+
+    def _collect(self, indices: Int64, crop: Crop | None) -> npt.NDArray[np.uint8]:
+        """(T, H, W, 3)."""
+        if not len(indices):
+            _, _, height, width = check_crop(crop, *self._look_at_first()[:2])
+            return np.empty((0, height, width, 3), np.uint8)
+        ranks, places = np.unique(indices, return_inverse=True)
+        out: npt.NDArray[np.uint8] | None = None
+        for rank, frame in self._decode(ranks):
+            picture = self._rgb(frame)
+            top, left, height, width = check_crop(crop, *picture.shape[:2])
+            if out is None:
+                out = np.empty((len(indices), height, width, 3), np.uint8)
+            out[places == np.searchsorted(ranks, rank)] = picture[top : top + height, left : left + width]
+        assert out is not None
+        return out
 
     def frames_at(self, seconds: float | Sequence[float] | npt.NDArray[np.floating]) -> Tensor:
         """The frames shown at the given times."""
@@ -222,12 +399,41 @@ class PyAVReader:
 
     def stream(self, start: int = 0, stop: int | None = None, step: int = 1) -> Iterator[Tensor]:
         """Frames one after the other, through a handle of their own."""
+        if start < 0 or step < 1 or (stop is not None and stop < 0):
+            raise ValueError(f"frames cannot be streamed from {start} to {stop} in steps of {step}")
         ranks = np.arange(self.num_frames)[start:stop:step]
-        if len(ranks):
-            with PyAVReader(self._path) as reader:
-                for _, frame in reader._wanted(ranks):
-                    yield as_frames(reader._rgb(frame)[None].copy())[0]
+        done = 0
+        with PyAVReader(self._path) as reader:
+            while done < len(ranks):
+                try:
+                    for _, frame in reader._decode(ranks[done:]):
+                        yield as_frames(reader._rgb(frame)[None].copy())[0]
+                        done += 1
+                except (_UnexpectedFrame, _UnexpectedSize) as error:
+                    reader._retry(error)
+                    if reader._index.order is None and done and start:
+                        # The frames already given may have been others than counting from the beginning finds.
+                        reason = "does not show the frames that its packets announce; read it with `frames`"
+                        raise VideoError(self._path, reason) from error
 
 
-def _displayed(frame: Any) -> npt.NDArray[np.uint8]:
-    return np.rot90(np.empty((frame.height, frame.width), np.uint8), round(frame.rotation / 90))
+def _display_matrix(frame: Any) -> npt.NDArray[np.int32] | None:
+    """(9,) the frame's display matrix, where it has one that turns or mirrors."""
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return None
+    matrix: npt.NDArray[np.int32] = np.frombuffer(bytes(data), np.int32)
+    a, b, c, d = matrix[[0, 1, 3, 4]].tolist()
+    return None if b == c == 0 and a >= 0 and d >= 0 else matrix
+
+
+def _turn(picture: npt.NDArray[np.uint8], matrix: npt.NDArray[np.int32], path: str) -> npt.NDArray[np.uint8]:
+    """A picture turned and mirrored by its display matrix (libavutil/display.h: x' = a x + c y, y' = b x + d y)."""
+    a, b, c, d = matrix[[0, 1, 3, 4]].tolist()
+    if a == d == 0 and b and c:
+        picture, flip_x, flip_y = picture.swapaxes(0, 1), c < 0, b < 0
+    elif b == c == 0:
+        flip_x, flip_y = a < 0, d < 0
+    else:
+        raise VideoError(path, "is to be shown turned by an angle that is no multiple of 90 degrees")
+    return picture[:: -1 if flip_y else 1, :: -1 if flip_x else 1]

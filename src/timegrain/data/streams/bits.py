@@ -1,0 +1,109 @@
+"""What the headers inside a packet say about its picture: the words, and reading bits.
+
+One small class per codec (:mod:`~timegrain.data.streams.h26x`, :mod:`~timegrain.data.streams.mpeg`,
+:mod:`~timegrain.data.streams.others`) reads the headers of each packet in decoding order and tells whether the packet
+shows a frame, whether decoding may begin there, and whether other pictures depend on it. What it cannot settle it does
+not guess: it raises :class:`Unsettled`, and the reader decodes the whole file instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+
+class Unsettled(Exception):
+    """The packets do not tell which frames are shown; the message says why."""
+
+
+class Picture(NamedTuple):
+    """What one packet holds.
+
+    Attributes:
+        shown: It gives one frame; otherwise it gives none.
+        start: Decoding may begin here: all frames from this one on, in presentation order, come out exactly.
+        disposable: No other picture is predicted from it.
+        bidirectional: It is shown before the reference picture that precedes it in decoding order (MPEG-1, -2, -4).
+    """
+
+    shown: bool
+    start: bool
+    disposable: bool = False
+    bidirectional: bool = False
+
+
+class Parser(Protocol):
+    """Reads the packets of one stream in decoding order.
+
+    Attributes:
+        order: How presentation order follows: by the packets' ``timestamps``, by the picture ``types``, or it is
+            the ``decoding`` order itself.
+        may_drop: Packets of disposable pictures can be left out without changing any other picture. To be asked after
+            the last packet.
+    """
+
+    order: str
+
+    @property
+    def may_drop(self) -> bool:
+        """See above."""
+
+    def read(self, data: memoryview) -> Picture:
+        """Facts about the next packet.
+
+        Raises:
+            Unsettled: If its headers do not settle them.
+        """
+
+
+class Bits:
+    """Reads bits, most significant first, and Exp-Golomb numbers. Reading past the end is Unsettled."""
+
+    def __init__(self, data: bytes, emulation: bool = False) -> None:
+        if emulation:  # H.264 and H.265 put a 3 after two zeros, so that no start code appears inside
+            data = data.replace(b"\0\0\3", b"\0\0")
+        self._value = int.from_bytes(data, "big")
+        self._left = 8 * len(data)
+
+    def u(self, count: int) -> int:
+        """An unsigned number of ``count`` bits."""
+        self._left -= count
+        if self._left < 0:
+            raise Unsettled("a header is cut short")
+        return (self._value >> self._left) & ((1 << count) - 1)
+
+    def ue(self) -> int:
+        """An unsigned Exp-Golomb number (H.264, 9.1)."""
+        zeros = 0
+        while not self.u(1):
+            zeros += 1
+        return (1 << zeros) - 1 + (self.u(zeros) if zeros else 0)
+
+    def se(self) -> int:
+        """A signed Exp-Golomb number (H.264, 9.1.1)."""
+        code = self.ue()
+        return (code + 1) // 2 if code % 2 else -(code // 2)
+
+
+def length_prefixed(data: memoryview, width: int) -> Iterator[memoryview]:
+    """NAL units of a packet in which each is preceded by its length."""
+    position, end = 0, len(data)
+    while position < end:
+        size = int.from_bytes(data[position : position + width], "big")
+        position += width
+        if not size or position + size > end:
+            raise Unsettled("the lengths inside a packet do not add up")
+        yield data[position : position + size]
+        position += size
+
+
+def start_codes(data: memoryview) -> Iterator[memoryview]:
+    """What follows each start code 00 00 01 of a packet, up to the next one."""
+    raw = bytes(data)
+    position = raw.find(b"\0\0\1")
+    while position >= 0:
+        following = raw.find(b"\0\0\1", position + 3)
+        end = len(raw) if following < 0 else following
+        if end > position + 3:
+            yield data[position + 3 : end]
+        position = following

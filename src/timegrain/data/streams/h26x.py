@@ -1,0 +1,195 @@
+"""Pictures of H.264 and H.265 packets.
+
+Sources: ITU-T H.264 (7.3.1, 7.3.2.1, 7.3.3, 7.4.1), ITU-T H.265 (7.3.1, 7.3.2.3, 7.3.6, 7.4.2.2), ISO/IEC 14496-15
+(avcC, hvcC).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from timegrain.data.streams.bits import Bits, Picture, Unsettled, length_prefixed, start_codes
+
+
+class _Nal:
+    """NAL units of H.264 and H.265: length-prefixed where the container says so, else with start codes (Annex B)."""
+
+    def __init__(self, extradata: bytes, width_at: int) -> None:
+        # The configuration record begins with version 1, Annex B with zeros.
+        self.width = (extradata[width_at] & 3) + 1 if len(extradata) > width_at and extradata[0] == 1 else 0
+
+    def units(self, data: memoryview) -> Iterator[memoryview]:
+        return length_prefixed(data, self.width) if self.width else start_codes(data)
+
+
+class H264:
+    """H.264 / AVC. Decoding begins at IDR pictures only: recovery points (open GOP) promise no exact picture."""
+
+    order = "timestamps"
+
+    def __init__(self, extradata: bytes) -> None:
+        self._nal = _Nal(extradata, 4)
+        self._sps: bytes | None = None
+        self._plain = False
+        self._begun = False
+        if self._nal.width and len(extradata) > 6:
+            count, position = extradata[5] & 31, 6
+            for _ in range(count):
+                size = int.from_bytes(extradata[position : position + 2], "big")
+                self._set_sps(extradata[position + 2 : position + 2 + size])
+                position += 2 + size
+        elif not self._nal.width:
+            for unit in start_codes(memoryview(extradata)):
+                if unit[0] & 31 == 7:
+                    self._set_sps(bytes(unit))
+
+    @property
+    def may_drop(self) -> bool:
+        """Length-prefixed streams of whole frames, whose order count does not depend on the frames left out."""
+        return bool(self._nal.width) and self._plain
+
+    def _set_sps(self, unit: bytes) -> None:
+        unit = unit.rstrip(b"\0")
+        if self._sps is not None:
+            if unit != self._sps:
+                raise Unsettled("the stream changes its parameters")
+            return
+        self._sps = unit
+        bits = Bits(unit[1:], emulation=True)
+        self._profile = bits.u(8)
+        bits.u(16)
+        bits.ue()
+        self._planes = False
+        if self._profile in (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135):
+            chroma = bits.ue()
+            self._planes = chroma == 3 and bool(bits.u(1))
+            bits.ue(), bits.ue(), bits.u(1)
+            if bits.u(1):
+                for index in range(12 if chroma == 3 else 8):
+                    if bits.u(1):
+                        self._skip_scaling(bits, 16 if index < 6 else 64)
+        self._frame_num_bits = bits.ue() + 4
+        order_type = bits.ue()
+        if order_type == 0:
+            bits.ue()
+        elif order_type == 1:
+            bits.u(1), bits.se(), bits.se()
+            for _ in range(bits.ue()):
+                bits.se()
+        bits.ue()
+        gaps = bits.u(1)
+        bits.ue(), bits.ue()
+        self._frames_only = bool(bits.u(1))
+        self._plain = order_type == 0 and not gaps and self._frames_only
+
+    @staticmethod
+    def _skip_scaling(bits: Bits, size: int) -> None:
+        last = following = 8
+        for _ in range(size):
+            if following:
+                following = (last + bits.se()) % 256
+            last = following or last
+
+    def _is_field(self, unit: memoryview) -> bool:
+        bits = Bits(bytes(unit[1:24]), emulation=True)
+        bits.ue(), bits.ue(), bits.ue()
+        bits.u(self._frame_num_bits + 2 * self._planes)
+        return bool(bits.u(1))
+
+    def _check_encoder(self, unit: memoryview) -> None:
+        # FFmpeg decodes streams of old x264 versions differently, which it knows from the first packet only.
+        found = re.search(rb"x264 - core (\d+)", bytes(unit))
+        if found and int(found[1]) < (151 if self._profile == 244 else 34):
+            raise Unsettled("written by an old encoder whose streams are decoded from their beginning")
+
+    def read(self, data: memoryview) -> Picture:
+        """Facts about the next packet."""
+        num_pictures, idr, disposable = 0, True, True
+        for unit in self._nal.units(data):
+            kind = unit[0] & 31
+            if kind in (1, 5):
+                if self._sps is None or len(unit) < 2:
+                    raise Unsettled("the stream does not begin with its parameters")
+                num_pictures += unit[1] >> 7  # first_mb_in_slice = 0
+                idr &= kind == 5
+                disposable &= not unit[0] & 0x60
+                if not self._frames_only and self._is_field(unit):
+                    raise Unsettled("coded in fields")
+            elif kind in (2, 3, 4):
+                raise Unsettled("coded in data partitions")
+            elif kind == 7:
+                self._set_sps(bytes(unit))
+            elif kind == 6 and not self._begun:
+                self._check_encoder(unit)
+        if num_pictures != 1:
+            raise Unsettled(f"a packet holds {num_pictures} pictures")
+        if not (self._begun or idr):
+            raise Unsettled("the stream does not begin with a key frame")
+        self._begun = True
+        return Picture(shown=True, start=idr, disposable=disposable)
+
+
+class HEVC:
+    """H.265 / HEVC. Decoding begins at any IRAP picture, for the frames shown after it."""
+
+    order = "timestamps"
+
+    def __init__(self, extradata: bytes) -> None:
+        self._nal = _Nal(extradata, 21)
+        self._one_layer = True
+        self._skips_leading: bool | None = None  # None: nothing read yet
+        if self._nal.width:
+            position = 23
+            for _ in range(extradata[22] if len(extradata) > 22 else 0):
+                count = int.from_bytes(extradata[position + 1 : position + 3], "big")
+                position += 3
+                for _ in range(count):
+                    size = int.from_bytes(extradata[position : position + 2], "big")
+                    self._check_parameters(memoryview(extradata)[position + 2 : position + 2 + size])
+                    position += 2 + size
+
+    @property
+    def may_drop(self) -> bool:
+        """Length-prefixed streams with one layer, in time too: there sub-layer non-reference is non-reference."""
+        return bool(self._nal.width) and self._one_layer
+
+    @staticmethod
+    def _check_parameters(unit: memoryview) -> None:
+        if len(unit) > 2 and unit[0] >> 1 == 34:  # picture parameter set
+            bits = Bits(bytes(unit[2:16]), emulation=True)
+            bits.ue(), bits.ue(), bits.u(1)
+            if bits.u(1):
+                raise Unsettled("some pictures may be marked as not shown")
+
+    def read(self, data: memoryview) -> Picture:
+        """Facts about the next packet."""
+        num_pictures, kind = 0, -1
+        for unit in self._nal.units(data):
+            if len(unit) < 3:
+                raise Unsettled("a header is cut short")
+            unit_kind, layer, sublayer = unit[0] >> 1, (unit[0] & 1) << 5 | unit[1] >> 3, (unit[1] & 7) - 1
+            if unit_kind < 32:
+                self._one_layer &= layer == 0 and sublayer == 0
+                if layer:
+                    continue
+                kind = unit_kind
+                if unit[2] >> 7:  # first_slice_segment_in_pic_flag
+                    num_pictures += 1
+                    if 16 <= kind <= 23 and unit[2] & 0x40 and self._skips_leading is not None:
+                        raise Unsettled("pictures that wait to be shown are given up at a key frame")
+            elif unit_kind in (36, 37):
+                raise Unsettled("a sequence ends inside the stream")
+            else:
+                self._check_parameters(unit)
+        if num_pictures != 1:
+            raise Unsettled(f"a packet holds {num_pictures} pictures")
+        random_access = 16 <= kind <= 21
+        if random_access:
+            # Broken links, and the very first picture, lose the leading pictures that depend on what is before.
+            self._skips_leading = kind <= 18 or self._skips_leading is None
+        elif self._skips_leading is None:
+            raise Unsettled("the stream does not begin with a key frame")
+        elif self._skips_leading and kind in (8, 9):
+            raise Unsettled("leading pictures that cannot be decoded")
+        return Picture(shown=True, start=random_access, disposable=kind <= 14 and kind % 2 == 0)
