@@ -33,6 +33,9 @@ COMMANDS: dict[str, Command] = {
     "manifest check": Command("timegrain.data.manifest:check", "decode what training would decode; report coverage"),
     "eventworld": Command("timegrain.data.eventworld:eventworld", "generate videos with known events and boundaries"),
     "model-info": Command("timegrain.models.info:model_info", "parameters, shapes and multiply-adds of a backbone"),
+    "convert-weights": Command(
+        "timegrain.models.convert:convert_weights", "weights of a TensorFlow checkpoint (CVRL's R3D-50)"
+    ),
 }
 
 

@@ -386,13 +386,13 @@ def r3d18(**options: Any) -> ResNet3D:
 def r3d_tiny(**options: Any) -> ResNet3D:
     """A small one for a CPU and videos of 24 to 112 pixels; half the frames are time steps, as in R3D-50.
 
-    Options as in `ResNet3D`; the defaults here are one basic block a stage, width 16, 128 features.
+    Options as in `ResNet3D`; the defaults here are one basic block a stage, widths 12 to 96 (so 96 features).
     """
     defaults: dict[str, Any] = {
         "blocks": (1, 1, 1, 1),
         "block": "basic",
-        "width": 16,
-        "stem_width": 16,
+        "width": 12,
+        "stem_width": 12,
         "stem_kernel": (3, 3, 3),
         "stem_pool": True,
         "padding": "symmetric",

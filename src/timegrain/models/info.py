@@ -1,0 +1,206 @@
+"""``timegrain model-info``: what a backbone costs, counted on shapes alone."""
+
+from __future__ import annotations
+
+import json as json_format
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from timegrain.models.heads import ProjectionHead
+from timegrain.models.hub import build_backbone
+from timegrain.models.resnet3d import ResNet3D
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """A part of the backbone for one clip.
+
+    Args:
+        name: "stem", "pool" or "stage 2" to "stage 5".
+        shape: Its output (C, T, H, W).
+        multiply_adds: Of its convolutions.
+        norm_outputs: Values that its batch norms put out.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    multiply_adds: int
+    norm_outputs: int
+
+
+def stage_costs(backbone: ResNet3D, num_frames: int, height: int, width: int) -> list[StageCost]:
+    """Shapes and multiply-adds of each part for one clip.
+
+    Args:
+        backbone: A backbone on the meta device; nothing is computed.
+        num_frames: Frames of the clip.
+        height: Its height in pixels.
+        width: Its width in pixels.
+
+    Returns:
+        Stem, pool (if there is one) and stages, in order.
+    """
+    counts = {"convolutions": 0, "norms": 0}
+    costs: list[StageCost] = []
+
+    def count_convolution(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        assert isinstance(module, nn.Conv3d)
+        counts["convolutions"] += output.numel() * module.weight[0].numel()
+
+    def count_norm(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        counts["norms"] += output.numel()
+
+    def close(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            costs.append(StageCost(name, tuple(output.shape[1:]), counts["convolutions"], counts["norms"]))
+            counts["convolutions"] = counts["norms"] = 0
+
+        return hook
+
+    handles = []
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv3d):
+            handles.append(module.register_forward_hook(count_convolution))
+        elif isinstance(module, nn.BatchNorm3d):
+            handles.append(module.register_forward_hook(count_norm))
+    handles.append(backbone.stem_norm.register_forward_hook(close("stem")))
+    if not isinstance(backbone.stem_pool, nn.Identity):
+        handles.append(backbone.stem_pool.register_forward_hook(close("pool")))
+    handles += [stage.register_forward_hook(close(f"stage {name}")) for name, stage in backbone.stages.items()]
+    try:
+        with torch.no_grad():
+            backbone(torch.empty(1, backbone.stem_conv.in_channels, num_frames, height, width, device="meta"))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return costs
+
+
+def parse_clips(text: str) -> list[tuple[int, int, int]]:
+    """Clips from text such as ``32x224,16x224`` or ``16x180x320``.
+
+    Returns:
+        (num_frames, height, width) of each.
+
+    Raises:
+        ValueError: A clip is not FRAMESxSIDE or FRAMESxHEIGHTxWIDTH.
+    """
+    clips = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*([1-9]\d{0,4})x([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?\s*", part)
+        if not found:
+            raise ValueError(
+                f"cannot read the clip {part.strip()!r}: write FRAMESxSIDE or FRAMESxHEIGHTxWIDTH, such as "
+                "32x224, and a comma between clips"
+            )
+        frames, height, width = found[1], found[2], found[3] or found[2]
+        clips.append((int(frames), int(height), int(width)))
+    return clips
+
+
+def describe_backbone(name: str, clips: list[tuple[int, int, int]], options: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of a backbone, and shapes and multiply-adds for clips, as plain JSON values.
+
+    Args:
+        name: A key of `timegrain.models.hub.BACKBONES`.
+        clips: (num_frames, height, width) of each.
+        options: Settings of the backbone.
+
+    Returns:
+        The report; its key "counted" says what the numbers count.
+
+    Raises:
+        ValueError: The backbone or an option is unknown or impossible.
+    """
+    with torch.device("meta"):
+        backbone = build_backbone(name, **options)
+        head = ProjectionHead(backbone.num_features)
+    num_parameters = sum(parameter.numel() for parameter in backbone.parameters())
+    num_head = sum(parameter.numel() for parameter in head.parameters())
+    reports = []
+    for frames, height, width in clips:
+        costs = stage_costs(backbone, frames, height, width)
+        convolutions = sum(cost.multiply_adds for cost in costs)
+        reports.append(
+            {
+                "num_frames": frames,
+                "height": height,
+                "width": width,
+                "num_time_steps": backbone.num_time_steps(frames),
+                "multiply_adds": convolutions,
+                "multiply_adds_and_norm_outputs": convolutions + sum(cost.norm_outputs for cost in costs),
+                "stages": [
+                    {"name": cost.name, "shape": list(cost.shape), "multiply_adds": cost.multiply_adds}
+                    for cost in costs
+                ],
+            }
+        )
+    return {
+        "backbone": name,
+        "options": options,
+        "num_parameters": num_parameters,
+        "num_parameters_with_head": num_parameters + num_head,
+        "num_features": backbone.num_features,
+        "clips": reports,
+        "multiply_adds": sum(report["multiply_adds"] for report in reports),
+        "multiply_adds_and_norm_outputs": sum(report["multiply_adds_and_norm_outputs"] for report in reports),
+        "counted": "multiply-adds of the convolutions of the backbone, one forward pass, padding included; norms, "
+        "activations, pooling and heads not. The second count adds one operation for each output of a batch norm.",
+    }
+
+
+def model_info(
+    *,
+    backbone: str = "r3d50",
+    clips: str = "32x224,16x224",
+    options: dict[str, Any] | None = None,
+    json: bool = False,
+) -> None:
+    """Print a backbone's parameters, its shapes stage by stage and its multiply-adds for one or more clips.
+
+    Nothing is computed but shapes, so any size is quick and needs no memory.
+
+    Args:
+        backbone: r3d50 (the paper's), r3d18 or r3d_tiny.
+        clips: FRAMESxSIDE or FRAMESxHEIGHTxWIDTH, several with commas; the total is over all. The default is the
+            paper's pair: a long clip of 32 frames and a short one of 16.
+        options: Settings of the backbone that differ from its own, such as '{"stem_temporal_stride": 1}'.
+        json: Print one JSON object instead of text.
+
+    Raises:
+        ValueError: The backbone, an option or a clip cannot be.
+    """
+    report = describe_backbone(backbone, parse_clips(clips), options or {})
+    print(json_format.dumps(report) if json else _as_text(report))
+
+
+def _as_text(report: dict[str, Any]) -> str:
+    lines = [
+        f"{report['backbone']}: {report['num_parameters']:,} trainable parameters, {report['num_features']} features",
+        f"with one projection head (3 x 2048, then 128): {report['num_parameters_with_head']:,}",
+        "",
+    ]
+    for clip in report["clips"]:
+        steps = clip["num_time_steps"]
+        lines.append(f"clip of {clip['num_frames']} frames, {clip['height']} x {clip['width']}: {steps} time steps")
+        lines.append(f"  {'':<8} {'channels x time x height x width':>32} {'multiply-adds':>14}")
+        for stage in clip["stages"]:
+            shape = " x ".join(map(str, stage["shape"]))
+            lines.append(f"  {stage['name']:<8} {shape:>32} {_giga(stage['multiply_adds']):>14}")
+        lines += [f"  {'all':<8} {'':>32} {_giga(clip['multiply_adds']):>14}", ""]
+    lines += [
+        f"total {_giga(report['multiply_adds'])} multiply-adds; with one operation for each batch-norm output "
+        f"{_giga(report['multiply_adds_and_norm_outputs'])}",
+        f"Counted: {report['counted']}",
+    ]
+    return "\n".join(lines)
+
+
+def _giga(count: int) -> str:
+    if count == 0:
+        return "-"
+    return f"{count / 1e9:.2f} G" if count >= 1e8 else f"{count / 1e6:.2f} M"
