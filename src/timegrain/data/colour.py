@@ -5,9 +5,10 @@ The operations and their exact form are those of the code base that the paper bu
 whole clip, saturation and hue act in HSV, every operation clips to [0, 1], the blur is a separable Gaussian with
 zeros around the picture.
 
-Neither path makes the trip to HSV and back. With V = max(R, G, B), m = min(R, G, B) and chroma C = V - m, a change of
-saturation moves each channel along the line to V, and a turn of the hue leaves V and C as they are: each channel is
-m + C·p, with p a trapezoid of the hue. Both follow from the definition of HSV and agree with it to about 1e-6.
+There is no trip to HSV and back (on the CPU, :mod:`timegrain.data.colour_cpu` makes one). With V = max(R, G, B),
+m = min(R, G, B) and chroma C = V - m, a change of saturation moves each channel along the line to V, and a turn of the
+hue leaves V and C as they are: each channel is m + C·p, with p a trapezoid of the hue. Both follow from the definition
+of HSV and agree with it to 1e-6.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from torch import Tensor
 
 GREY_WEIGHTS = (0.2989, 0.5870, 0.1140)  # of R, G and B; they sum to 0.9999, as in the reference
 _TINY = 1e-12  # stands for a chroma of zero; the quotient is multiplied by that chroma afterwards
-
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # the operations of the colour jitter, as Augmentation.order has them
 NEUTRAL = np.array([1, 1, 1, 0], np.float32)  # the factors that change nothing
@@ -85,7 +85,7 @@ def change_colours(pixels: Tensor, augmentation: Augmentation) -> Tensor:
     pixels = _change(pixels, augmentation.grayscale, grayscale)
     taps = blur_taps(min(pixels.shape[-2:]))
     chosen = augmentation.blur_sigma > 0
-    kernels = torch.from_numpy(gaussian_kernels(augmentation.blur_sigma, taps)).to(pixels.device, pixels.dtype)
+    kernels = torch.from_numpy(gaussian_kernels(augmentation.blur_sigma, taps)).to(pixels.dtype).to(pixels.device)
     pixels = _change(pixels, chosen, blur, kernels)
     return _change(pixels, augmentation.solarize, solarize)
 

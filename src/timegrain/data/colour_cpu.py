@@ -9,8 +9,9 @@ than the closed form.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 
 import cv2
 import numpy as np
@@ -30,11 +31,13 @@ from timegrain.data.colour import (
     gaussian_kernels,
 )
 
-Image = NDArray[np.float32]  # (H, W, 3) or (H, W)
+Image = NDArray[np.floating]  # float32 (H, W, 3) or (H, W)
 Step = tuple[int, float]  # an operation of the jitter and its factor
 
 # A Gaussian holds less than 2^-24 of its weight, the resolution of float32 next to 1, beyond so many deviations.
 _RESOLVED_DEVIATIONS = 5.42
+
+_HSV_LIMITS = np.array([np.inf, 1, np.inf], np.float32)
 
 
 def change_colours_on_cpu(clips: Tensor, augmentation: Augmentation) -> Tensor:
@@ -72,7 +75,8 @@ def _change_clip(frames: Tensor, augmentation: Augmentation, index: int, out: ND
     if CONTRAST not in kinds:
         pixels = np.empty(images[0].shape, np.float32)
         for time, image in enumerate(images):
-            finish(_jitter(cv2.LUT(image, table, pixels), steps), out[:, time])
+            cv2.LUT(image, table, pixels)
+            finish(_jitter(pixels, steps), out[:, time])
         return
     # Contrast needs the mean over the whole clip as it is by then: all frames come that far before any goes on.
     split = kinds.index(CONTRAST)
@@ -80,7 +84,8 @@ def _change_clip(frames: Tensor, augmentation: Augmentation, index: int, out: ND
     waiting = np.empty((len(images), *images[0].shape), np.float32)
     mean = np.zeros(3)
     for image, pixels in zip(images, waiting, strict=True):
-        _jitter(cv2.LUT(image, table, pixels), steps[:split])
+        cv2.LUT(image, table, pixels)
+        _jitter(pixels, steps[:split])
         mean += cv2.mean(pixels)[:3]
     mean /= len(images)
     turn = np.column_stack([np.eye(3) * factor, mean * (1 - factor)])
@@ -104,8 +109,8 @@ def _look_up_first_steps(
     """Fold the brightness and contrast that come before saturation and hue into the table from uint8 to float.
 
     Returns:
-        The table, (1, 256, 1) or (1, 256, 3) with one for each channel, and the steps that remain; those that are neutral are
-        left out.
+        The table, (1, 256, 1) or (1, 256, 3) with one for each channel, and the steps that remain, without those that
+        change nothing.
     """
     steps = [(int(kind), float(factors[kind])) for kind in order if factors[kind] != NEUTRAL[kind]]
     table = np.arange(256, dtype=np.float32) / np.float32(255)
@@ -114,7 +119,7 @@ def _look_up_first_steps(
         if kind == BRIGHTNESS:
             table = np.minimum(table * np.float32(factor), np.float32(1))
         else:
-            counts = sum(_histogram(image) for image in images)
+            counts = np.sum([_histogram(image) for image in images], axis=0)
             mean = (counts * table[:, None]).sum(0) / counts.sum(0)
             table = np.clip((table[:, None] - mean) * factor + mean, 0, 1).astype(np.float32)
     return table.reshape(1, 256, -1), steps
@@ -128,36 +133,22 @@ def _histogram(image: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 def _jitter(pixels: Image, steps: Sequence[Step]) -> Image:
     """Take (H, W, 3) through its steps, none of them contrast, in place."""
-    for saturation, turns, brightness in _join_hsv_steps(steps):
-        if brightness is not None:
-            np.multiply(pixels, np.float32(brightness), out=pixels)
-            if brightness > 1:
+    for is_brightness, group in groupby(steps, key=lambda step: step[0] == BRIGHTNESS):
+        factors = dict(group)  # saturation and hue commute: as neighbours they share one trip to HSV
+        if is_brightness:
+            np.multiply(pixels, np.float32(factors[BRIGHTNESS]), out=pixels)
+            if factors[BRIGHTNESS] > 1:
                 np.clip(pixels, 0, 1, out=pixels)
             continue
         # In float32 OpenCV's hue is in degrees from 0 to 360; it takes up to 720 on the way back.
+        degrees, saturation = 360 * (factors.get(HUE, 0.0) % 1), factors.get(SATURATION, 1.0)
         cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV, dst=pixels)
-        turn = np.array([[1, 0, 0, 360 * (turns % 1)], [0, saturation, 0, 0], [0, 0, 1, 0]])
-        cv2.transform(pixels, turn, dst=pixels)
+        cv2.transform(pixels, np.array([[1, 0, 0, degrees], [0, saturation, 0, 0], [0, 0, 1, 0]]), dst=pixels)
         if saturation > 1:
-            cv2.min(pixels, (math.inf, 1.0, math.inf, math.inf), dst=pixels)
+            rows = pixels.reshape(len(pixels), -1)
+            np.minimum(rows, np.tile(_HSV_LIMITS, pixels.shape[1]), out=rows)
         cv2.cvtColor(pixels, cv2.COLOR_HSV2RGB, dst=pixels)
     return pixels
-
-
-def _join_hsv_steps(steps: Sequence[Step]) -> Iterator[tuple[float, float, float | None]]:
-    """(saturation, hue in turns, None) or (1, 0, brightness) for each trip; neighbours in HSV, which commute, as one."""
-    position = 0
-    while position < len(steps):
-        kind, factor = steps[position]
-        position += 1
-        if kind == BRIGHTNESS:
-            yield 1.0, 0.0, factor
-            continue
-        both = {SATURATION: 1.0, HUE: 0.0, kind: factor}
-        if position < len(steps) and steps[position][0] in both:
-            both[steps[position][0]] = steps[position][1]
-            position += 1
-        yield both[SATURATION], both[HUE], None
 
 
 class _Finish:
@@ -172,17 +163,18 @@ class _Finish:
         surplus = taps // 2 - math.ceil(_RESOLVED_DEVIATIONS * float(sigma[0]))
         self.kernel = kernel[surplus:-surplus] if surplus > 0 else kernel
         self.blur = sigma[0] > 0 and len(self.kernel) > 1
-        channels = () if self.grayscale else (3,)
-        self.buffer = np.empty((*size, *channels), np.float32)
+        self.grey = np.empty(size, np.float32)
+        self.blurred = np.empty(size if self.grayscale else (*size, 3), np.float32)
 
     def __call__(self, pixels: Image, out: NDArray[np.float32]) -> None:
         """Finish (H, W, 3), which is overwritten, into ``out`` (3, H, W)."""
         if self.grayscale:
-            pixels = cv2.transform(pixels, np.array([GREY_WEIGHTS]))
+            cv2.transform(pixels, np.array([GREY_WEIGHTS]), dst=self.grey)
+            pixels = self.grey
         if self.blur:
-            border = cv2.BORDER_CONSTANT
-            pixels = cv2.sepFilter2D(pixels, -1, self.kernel, self.kernel, dst=self.buffer, borderType=border)
-            np.clip(pixels, 0, 1, out=pixels)
+            # A constant border is zeros here.
+            cv2.sepFilter2D(pixels, -1, self.kernel, self.kernel, dst=self.blurred, borderType=cv2.BORDER_CONSTANT)
+            pixels = np.clip(self.blurred, 0, 1, out=self.blurred)
         if self.solarize:
             np.minimum(pixels, 1 - pixels, out=pixels)
         if self.grayscale:
