@@ -1,0 +1,183 @@
+"""Find out what many video files hold: in parallel, whatever they are, and never twice."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import pyarrow as pa
+
+from timegrain.data.decoding import probe
+from timegrain.data.isolated import Failure, run_isolated
+from timegrain.data.manifest import Manifest
+from timegrain.progress import track
+
+Row = dict[str, Any]
+
+TIME_LIMIT_SECONDS = 20.0
+_SLOW_DISK = 20e6  # bytes/s: a large file has longer than the time limit, as it has to be read to its end
+
+_PROBED = ("path", "num_frames", "fps", "duration_seconds", "width", "height", "codec", "error")
+_STATE = ("size_bytes", "modified_ns")  # columns that tell whether a file is still the one that was probed
+
+# Endings of video files, for folders that hold other files too. What a file holds is found from its content alone.
+_ENDINGS = """
+    .3g2 .3gp .amv .asf .avi .divx .dv .f4v .flv .gif .m2p .m4v .mj2 .mkv .mov .mp4 .mpe .mpeg .mpg .mpv .mxf .m2t .m2ts
+    .mts .nut .ogm .ogv .qt .rm .rmvb .swf .ts .vob .webm .wmv .y4m
+    .264 .265 .av1 .h261 .h263 .h264 .h265 .hevc .ivf .m1v .m2v .mjpeg .mjpg .obu .vc1 .vp8 .vp9
+"""
+VIDEO_EXTENSIONS = frozenset(_ENDINGS.split())
+
+
+def find_files(folder: Path, all_files: bool = False) -> list[Path]:
+    """Video files below a folder, by their ending, sorted by their path.
+
+    Hidden files and folders (names that start with a dot) are left out; linked folders are followed, each once.
+
+    Args:
+        folder: Where to look.
+        all_files: Take files of any ending.
+
+    Returns:
+        Absolute paths.
+    """
+    found: list[Path] = []
+    seen: set[str] = set()
+    for parent, folders, names in os.walk(os.path.abspath(folder), followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        visible = (name for name in names if not name.startswith("."))
+        found += [Path(parent, n) for n in visible if all_files or Path(n).suffix.lower() in VIDEO_EXTENSIONS]
+    return sorted(found, key=lambda path: path.parts)
+
+
+def probe_file(path: str) -> Row:
+    """The row of one video file.
+
+    Raises:
+        VideoError: If the file can't be read as a video.
+    """
+    info = probe(path)
+    return {
+        "path": path,
+        "num_frames": info.num_frames,
+        "fps": info.fps,
+        "duration_seconds": info.duration_seconds,
+        "width": info.width,
+        "height": info.height,
+        "codec": info.codec,
+        "error": None,
+    }
+
+
+def probe_files(
+    paths: Sequence[Path],
+    out: Path,
+    workers: int | None = None,
+    time_limit_seconds: float = TIME_LIMIT_SECONDS,
+    restart: bool = False,
+) -> tuple[list[Row], int]:
+    """Probe files, each once: rows of an interrupted run and of an older ``out`` are used again.
+
+    A file counts as the one probed before when its size and its time of modification are the same. Every finished row
+    is appended to a file beside ``out`` at once, so an interruption loses nothing; remove it with
+    :func:`forget_progress` when ``out`` is written.
+
+    Args:
+        paths: Absolute paths.
+        out: The manifest that is being made.
+        workers: Number of processes; the number of cores by default.
+        time_limit_seconds: The longest that a file may take (more for a file of over 20 MB), before its row says so.
+        restart: Probe everything anew.
+
+    Returns:
+        One row per path, in the order given, and how many of them were known before.
+    """
+    if restart:
+        forget_progress(out)
+    known = {} if restart else _known_rows(out)
+    rows: dict[str, Row] = {}
+    todo: list[tuple[str, int]] = []
+    for path in paths:
+        text = str(path)
+        try:
+            text.encode()
+            state = path.stat()
+        except UnicodeEncodeError:
+            shown = os.fsencode(text).decode(errors="backslashreplace")
+            rows[text] = {"path": shown, "error": "the file's name isn't valid UTF-8; rename it"}
+            continue
+        except OSError as error:
+            rows[text] = {"path": text, "error": f"can't be read: {error.strerror}"}
+            continue
+        row = known.get(text)
+        if row is not None and (row["size_bytes"], row["modified_ns"]) == (state.st_size, state.st_mtime_ns):
+            rows[text] = row
+        else:
+            rows[text] = {"path": text, "size_bytes": state.st_size, "modified_ns": state.st_mtime_ns}
+            todo.append((text, state.st_size))
+    if todo:
+        with _progress_path(out).open("a", encoding="utf-8") as journal:
+            journal.write("\n")  # ends a line that an interruption may have cut
+            _probe_and_note([text for text, _ in todo], dict(todo), rows, journal, workers, time_limit_seconds)
+    return [rows[str(path)] for path in paths], len(paths) - len(todo)
+
+
+def _probe_and_note(
+    todo: Sequence[str],
+    sizes: dict[str, int],
+    rows: dict[str, Row],
+    journal: TextIO,
+    workers: int | None,
+    time_limit_seconds: float,
+) -> None:
+    def limit(path: str) -> float:
+        return time_limit_seconds + sizes[path] / _SLOW_DISK
+
+    for position, outcome in track(run_isolated(probe_file, todo, limit, workers), "scanning", len(todo)):
+        row = rows[todo[position]]
+        row.update({"error": outcome.reason} if isinstance(outcome, Failure) else outcome)
+        journal.write(json.dumps(row) + "\n")
+        journal.flush()
+
+
+def forget_progress(out: Path) -> None:
+    """Remove the rows kept for the continuation of an interrupted run."""
+    _progress_path(out).unlink(missing_ok=True)
+
+
+def _progress_path(out: Path) -> Path:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out.with_name(out.name + ".rows.jsonl")
+
+
+def _known_rows(out: Path) -> dict[str, Row]:
+    """Rows by path: the good ones of a finished manifest, then all of an interrupted run."""
+    known: dict[str, Row] = {}
+    if out.is_file():
+        with contextlib.suppress(ValueError):  # something else stands there; it is about to be replaced
+            manifest = Manifest.open(out)
+            if set(_STATE) <= set(manifest.column_names):
+                table = pa.table({name: manifest.column(name) for name in (*_PROBED, *_STATE)})
+                known = {row["path"]: row for row in table.to_pylist() if row["error"] is None}
+    with contextlib.suppress(FileNotFoundError), _progress_path(out).open(encoding="utf-8") as journal:
+        known.update((row["path"], row) for row in _whole_lines(journal))
+    return known
+
+
+def _whole_lines(journal: Iterable[str]) -> Iterable[Row]:
+    for line in journal:
+        try:
+            row = json.loads(line)
+        except ValueError:  # the line that was being written when the power went
+            continue
+        if isinstance(row, dict) and {"path", "error", *_STATE} <= row.keys():
+            yield row
