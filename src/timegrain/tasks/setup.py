@@ -76,7 +76,7 @@ def resolve(
         if not data.folder.is_dir():
             raise ValueError(f"{data.folder} is not a folder; --data.folder takes a folder of videos")
         if not manifest_path.exists() and is_first_process():
-            from timegrain.data.manifest import scan
+            from timegrain.data.scan import scan
 
             scan(data.folder, out=manifest_path)
         wait_for(manifest_path)
