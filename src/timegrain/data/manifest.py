@@ -234,6 +234,19 @@ class Manifest:
             raise ValueError(f"{self._name} has no usable video{where}: each has an error, such as {reason!r}")
         return selected
 
+    def with_errors(self, reasons: Mapping[str, str]) -> Manifest:
+        """The same manifest, all its rows, where more videos have an ``error``.
+
+        Args:
+            reasons: Why a video can't be used, by its absolute path.
+        """
+        table = self._all_rows
+        paths = [self._absolute(stored) for stored in table["path"].to_pylist()]
+        errors = [reasons.get(path, old) for path, old in zip(paths, table["error"].to_pylist(), strict=True)]
+        column = pa.array(errors, pa.string())
+        table = table.set_column(table.schema.get_field_index("error"), "error", column)
+        return Manifest(table, self._path, self._folder)
+
     def write(self, path: str | os.PathLike[str]) -> Path:
         """Write the selected rows as Parquet; whole or not at all.
 
