@@ -25,12 +25,12 @@ from timegrain.data.colour import BRIGHTNESS, CONTRAST, HUE, SATURATION, blur_ta
 from timegrain.data.transforms import (
     Augmentation,
     AugmentConfig,
-    Crop,
     apply_augmentation,
     draw_augmentation,
     resize_crop,
     sample_crop,
 )
+from timegrain.data.video import Crop
 
 NUM_FRAMES, HEIGHT, WIDTH, SIZE = 16, 256, 340, 224
 ALL_ON = AugmentConfig(

@@ -20,6 +20,7 @@ from timegrain.data.transforms import (
     draw_augmentation,
     resize_crop,
     sample_crop,
+    stack_clips,
 )
 from timegrain.sampling import SAMPLERS, ClipSpec, frames_to_read
 
@@ -136,7 +137,7 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for name in samples[0]:
         values = [sample[name] for sample in samples]
         if isinstance(values[0], Tensor):
-            batch[name] = torch.stack(values)
+            batch[name] = stack_clips(values) if values[0].ndim == 4 else torch.stack(values)
         elif isinstance(values[0], Augmentation):
             batch[name] = Augmentation.collate(values)
         elif name == "index":
@@ -157,7 +158,7 @@ def view_batches(clips: VideoClips, videos: Sequence[int], batch_size: int) -> I
         last = max(0, clips.manifest[video].num_frames - clips.long.span)
         pending += [clips.view(video, last // 4), clips.view(video, last - last // 4)]
         if len(pending) >= batch_size:
-            yield torch.stack(pending)
+            yield stack_clips(pending)
             pending = []
     if pending:
-        yield torch.stack(pending)
+        yield stack_clips(pending)

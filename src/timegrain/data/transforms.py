@@ -24,6 +24,23 @@ from timegrain.data.colour import NEUTRAL, Augmentation, change_colours
 from timegrain.data.colour_cpu import change_colours_on_cpu
 from timegrain.data.video import Crop
 
+__all__ = [
+    "AugmentConfig",
+    "Augmentation",
+    "Rounding",
+    "apply_augmentation",
+    "center_view",
+    "cut_center",
+    "cut_three",
+    "draw_augmentation",
+    "resize_crop",
+    "resize_smallest",
+    "sample_crop",
+    "stack_clips",
+    "three_crops",
+    "to_model_input",
+]
+
 Rounding = Literal["nearest", "truncate"]
 
 
