@@ -53,7 +53,7 @@ def test_norm_momentum_is_an_option() -> None:
     assert ProjectionHead(6, 8, 1, 4, norm_momentum=0.1).layers[1].momentum == 0.1
 
 
-@pytest.mark.parametrize("sizes", [(0, 8, 1, 4), (6, 0, 1, 4), (6, 8, -1, 4), (6, 8, 1, 0)])
+@pytest.mark.parametrize("sizes", [(0, 8, 1, 4), (6, 0, 1, 4), (6, 8, -1, 4), (6, 8, 10**9, 4), (6, 8, 1, 0)])
 def test_impossible_sizes(sizes: tuple[int, int, int, int]) -> None:
     with pytest.raises(ValueError, match="sizes of at least 1"):
         ProjectionHead(*sizes)

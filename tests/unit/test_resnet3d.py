@@ -204,15 +204,37 @@ torch.testing.assert_close(compiled(x), model(x))
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
+def test_checkpointing_compiled_counts_a_batch_once() -> None:
+    code = """
+import torch
+from timegrain.models.resnet3d import r3d_tiny
+x = torch.rand(2, 3, 4, 18, 17)
+results = []
+for compiled in (False, True):
+    torch.manual_seed(0)
+    model = r3d_tiny(width=4, checkpoint_stages=compiled)
+    run = torch.compile(model, backend="aot_eager", fullgraph=True) if compiled else model
+    for _ in range(2):
+        run(x).square().sum().backward()
+    results.append(dict(model.named_buffers()) | {name: p.grad for name, p in model.named_parameters()})
+for name, value in results[0].items():
+    torch.testing.assert_close(results[1][name], value, msg=name)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"padding": "valid"}, "padding"),
         ({"block": "wide"}, "block"),
+        ({"blocks": (1, 1, 1, 10**9)}, "from 1 to 1,000"),
         ({"blocks": (1, 1, 1)}, "blocks must be 4 whole numbers"),
         ({"temporal_kernels": (1, 1, 2, 3)}, "temporal_kernels must be 4 odd numbers"),
         ({"stem_kernel": (5, 7)}, "stem_kernel"),
-        ({"width": 0}, "width must be a whole number of at least 1; got 0"),
+        ({"width": 0}, "width must be a whole number from 1 to 1,048,576; got 0"),
         ({"stem_temporal_stride": 0}, "stem_temporal_stride"),
     ],
 )

@@ -117,7 +117,8 @@ def encoder_from_tf_tensors(tensors: Mapping[str, np.ndarray], *, head: str | No
     try:
         encoder.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"the reference's variables do not fit together: {error}") from error
+        message = " ".join(str(error).split())
+        raise ValueError(f"the reference's variables do not fit together: {message}") from error
     return encoder.eval()
 
 

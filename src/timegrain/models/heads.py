@@ -25,7 +25,7 @@ class ProjectionHead(nn.Module):
             thousand steps to forget its start: raise it for a short training whose embeddings are evaluated.
 
     Raises:
-        ValueError: A size is below 1, or ``num_hidden`` below 0.
+        ValueError: A size is below 1, or ``num_hidden`` is not 0 to 100.
     """
 
     def __init__(
@@ -38,10 +38,10 @@ class ProjectionHead(nn.Module):
         norm_momentum: float = NORM_MOMENTUM,
     ) -> None:
         super().__init__()
-        if min(in_features, hidden_features, out_features) < 1 or num_hidden < 0:
+        if min(in_features, hidden_features, out_features) < 1 or not 0 <= num_hidden <= 100:
             raise ValueError(
-                f"a projection head needs sizes of at least 1; got {in_features} features, {num_hidden} hidden layers "
-                f"of {hidden_features}, {out_features} outputs"
+                f"a projection head needs sizes of at least 1 and at most 100 hidden layers; got "
+                f"{in_features} features, {num_hidden} hidden layers of {hidden_features}, {out_features} outputs"
             )
         self.in_features = in_features
         self.out_features = out_features

@@ -247,8 +247,16 @@ def load_encoder(path: str | os.PathLike[str]) -> VideoEncoder:
         weights = path / constants.SAFETENSORS_SINGLE_FILE
         if not weights.exists():
             raise FileNotFoundError(f"{path} is a folder without {weights.name}; give the weights file itself")
-        return _load(weights)
+        config = path / constants.CONFIG_NAME
+        return _load(weights, _parse(config.read_text(encoding="utf-8"), config) if config.exists() else None)
     return _load(path)
+
+
+def _parse(text: str, where: Path) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the configuration in {where} is not JSON: {error}") from error
 
 
 def _load(path: Path, config: Any = None) -> VideoEncoder:
@@ -267,17 +275,14 @@ def _load(path: Path, config: Any = None) -> VideoEncoder:
             raise ValueError(
                 f"{path} is a safetensors file, but not TimeGrain weights: no {_METADATA_KEY} in its metadata"
             )
-        try:
-            config = json.loads(metadata[_METADATA_KEY])
-        except json.JSONDecodeError as error:
-            raise ValueError(f"the configuration in {path} is not JSON: {error}") from error
+        config = _parse(metadata[_METADATA_KEY], path)
     try:
         if not isinstance(config, EncoderConfig):
             config = EncoderConfig.from_dict(config)
         # On the meta device nothing is allocated or drawn: the file's tensors become the parameters once they fit.
         with torch.device("meta"):
             encoder = VideoEncoder(config)
-    except (TypeError, AttributeError, ValueError) as error:
+    except (TypeError, AttributeError, ValueError, RuntimeError) as error:  # RuntimeError: torch on absurd sizes
         raise ValueError(f"{path} describes an encoder that cannot be built: {error}") from error
     _check_tensors(path, encoder.state_dict(), tensors)
     encoder.load_state_dict(tensors, assign=True)

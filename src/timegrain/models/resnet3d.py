@@ -229,6 +229,15 @@ def _checkpoint_contexts(stage: nn.Module) -> tuple[AbstractContextManager[None]
     return nullcontext(), _running_statistics_kept(stage)
 
 
+def _checkpointed(stage: nn.Module, x: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():  # the compiler recomputes values, not the update of the running statistics
+        out: Tensor = checkpoint(stage, x, use_reentrant=False, preserve_rng_state=False)
+        return out
+    contexts = partial(_checkpoint_contexts, stage)
+    out = checkpoint(stage, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    return out
+
+
 class ResNet3D(nn.Module):
     """A 3-D residual network whose only temporal stride is the stem's.
 
@@ -250,7 +259,7 @@ class ResNet3D(nn.Module):
         padding: "same" pads as TensorFlow does (needed by weights from there), "symmetric" as PyTorch users do. They
             are different functions at even sizes.
         checkpoint_stages: Keep only the input of each stage for the backward pass and compute the rest again: less
-            memory for about a third more time. Not together with ``torch.compile``.
+            memory for about a third more time.
         in_channels: Channels of the video.
 
     Raises:
@@ -278,7 +287,7 @@ class ResNet3D(nn.Module):
             raise ValueError(f"block must be one of {', '.join(_BLOCKS)}; got {block!r}")
         if padding not in ("same", "symmetric"):
             raise ValueError(f"padding must be 'same' or 'symmetric'; got {padding!r}")
-        _check_integers("blocks", blocks, 4)
+        _check_integers("blocks", blocks, 4, most=1000)
         _check_integers("temporal_kernels", temporal_kernels, 4, odd=True)
         _check_integers("stem_kernel", stem_kernel, 3, odd=True)
         for name, value in (
@@ -327,10 +336,8 @@ class ResNet3D(nn.Module):
 
     def _run_stage(self, stage: nn.Module, x: Tensor) -> Tensor:
         if self.checkpoint_stages and self.training and torch.is_grad_enabled():
-            contexts = partial(_checkpoint_contexts, stage)
-            out: Tensor = checkpoint(stage, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
-            return out
-        out = stage(x)
+            return _checkpointed(stage, x)
+        out: Tensor = stage(x)
         return out
 
     def feature_maps(self, x: Float[Tensor, "b c t h w"]) -> dict[str, Float[Tensor, "b _ t2 _ _"]]:
@@ -364,12 +371,13 @@ class ResNet3D(nn.Module):
         return reduce(x, "b d t h w -> b t d", "mean")
 
 
-def _check_integers(name: str, values: Sequence[int], length: int, *, odd: bool = False) -> None:
-    valid = len(values) == length and all(isinstance(v, int) and v >= 1 and (v % 2 or not odd) for v in values)
-    if not valid:
+def _check_integers(name: str, values: Sequence[int], length: int, *, odd: bool = False, most: int = 2**20) -> None:
+    fits = [isinstance(v, int) and 1 <= v <= most and (v % 2 == 1 or not odd) for v in values]
+    if len(values) != length or not all(fits):
         kind = "odd number" if odd else "whole number"
-        what = f"a {kind} of at least 1" if length == 1 else f"{length} {kind}s of at least 1"
-        raise ValueError(f"{name} must be {what}; got {values[0] if length == 1 else tuple(values)}")
+        what = f"a {kind}" if length == 1 else f"{length} {kind}s"
+        found = values[0] if length == 1 else tuple(values)
+        raise ValueError(f"{name} must be {what} from 1 to {most:,}; got {found}")
 
 
 def r3d50(**options: Any) -> ResNet3D:
