@@ -29,9 +29,14 @@ COMMANDS: dict[str, Command] = {
     "probe": Command("timegrain.tasks.probe:probe", "linear probe, kNN and retrieval on frozen features"),
     "embed": Command("timegrain.inference:embed_command", "features of videos of any length, as Parquet"),
     "similarity": Command("timegrain.inference:similarity_command", "a video's self-similarity matrix, as a picture"),
-    "manifest scan": Command("timegrain.data.manifest:scan", "list a folder of videos into a manifest"),
-    "manifest check": Command("timegrain.data.manifest:check", "decode what training would decode; report coverage"),
+    "manifest scan": Command("timegrain.data.scan:scan", "list a folder of videos into a manifest"),
+    "manifest check": Command("timegrain.data.check:check", "decode what training would decode; report coverage"),
     "eventworld": Command("timegrain.data.eventworld:eventworld", "generate videos with known events and boundaries"),
+    "score gebd": Command("timegrain.metrics.score:score_gebd", "F1 of event boundaries, as the official programs"),
+    "score vidsitu": Command("timegrain.metrics.score:score_vidsitu", "VidSitu's verb scores, and within-video matching"),
+    "score ava": Command("timegrain.metrics.score:score_ava", "frame-mAP of AVA and AVA-Kinetics"),
+    "score topk": Command("timegrain.metrics.score:score_topk", "multi-view top-1, top-5 and mean class accuracy"),
+    "score retrieval": Command("timegrain.metrics.score:score_retrieval", "nearest-neighbour retrieval, recall at k"),
     "model-info": Command("timegrain.models.info:model_info", "parameters, shapes and multiply-adds of a backbone"),
     "convert-weights": Command(
         "timegrain.models.convert:convert_weights", "weights of a TensorFlow checkpoint (CVRL's R3D-50)"
@@ -82,11 +87,12 @@ def _unknown(arguments: Sequence[str]) -> str:
 
 
 def _prepare(arguments: Sequence[str], parameters: Sequence[inspect.Parameter]) -> list[str]:
-    """Let a shell user leave out what jsonargparse asks for: `--json` alone is true, and `a b c` is a list of paths."""
+    """Let a shell user type what shells are used to: `--num-videos` for `--num_videos`, `--json` alone, `a b c` as a list."""
     import json
+    import re
 
     flags = {f"--{parameter.name}" for parameter in parameters if parameter.annotation in (bool, "bool")}
-    prepared = list(arguments)
+    prepared = [re.sub(r"^--[\w.-]+", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in arguments]
     for position in reversed(range(len(prepared))):
         following = prepared[position + 1 : position + 2]
         if prepared[position] in flags and following not in (["true"], ["false"]):

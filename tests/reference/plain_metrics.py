@@ -13,7 +13,7 @@ import numpy as np
 
 
 def boundary_f1(videos, predictions, missing, threshold):
-    """`videos`: id -> (length, last, boundaries of each annotator, consistency); gives recall, precision, f1, counts."""
+    """`videos`: id -> (length, last, boundaries per annotator, consistency); gives recall, precision, f1, counts."""
     tp_all = positives_all = detections_all = 0
     for key, (length, last, annotations, consistency) in videos.items():
         if consistency < 0.3:

@@ -267,7 +267,8 @@ def _table(value: Any, where: str) -> np.ndarray:
     except (TypeError, ValueError):
         table = np.empty(0)
     if table.ndim != 2:
-        lengths = {len(row) for row in value} if all(isinstance(row, list) for row in value) else set()
+        is_table = isinstance(value, list) and all(isinstance(row, list) for row in value)
+        lengths = {len(row) for row in value} if is_table else set()
         detail = f"rows of different lengths ({min(lengths)} to {max(lengths)})" if len(lengths) > 1 else "not numbers"
         raise ValueError(f"{where}: a table of numbers, one row each, is needed; found {detail}")
     bad = np.flatnonzero(~np.isfinite(table).all(1))
@@ -313,6 +314,8 @@ def read_clip_logits(path: StrPath) -> ClipLogits:
     outside = np.flatnonzero((ids < 0) | (ids >= len(logits)))
     if len(outside):
         raise ValueError(f"{path}, clip_ids, row {outside[0]}: clip {ids[outside[0]]} has no row in logits_by_clip_id")
+    if not (views.is_integer() and views >= 1):
+        raise ValueError(f"{path}: views_per_video is {views:g}; a whole number from 1 is needed")
     return ClipLogits(labels, ids, logits[ids], int(views))
 
 
