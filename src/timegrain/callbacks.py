@@ -135,12 +135,12 @@ class MetricsCsv(Callback):
             return
         if step % self.every_steps == 0 or step == 1:
             values = {key: float(value) for key, value in trainer.callback_metrics.items() if "monitor" not in key}
-            self._add({"step": step, "epoch": trainer.current_epoch, **values})
+            self._add({"step": float(step), "epoch": float(trainer.current_epoch), **values})
 
     def note(self, trainer: Trainer, values: dict[str, float]) -> None:
         """Add values that belong to the present step, such as a monitor's."""
         if trainer.is_global_zero:
-            self._add({"step": trainer.global_step, "epoch": trainer.current_epoch, **values})
+            self._add({"step": float(trainer.global_step), "epoch": float(trainer.current_epoch), **values})
 
     def _add(self, row: dict[str, float]) -> None:
         self.rows.append(row)
@@ -214,7 +214,7 @@ class FeatureMonitor(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look, on the first process only; every process gets the value so that checkpoints agree."""
-        if (trainer.current_epoch + 1) % self.every_epochs and trainer.current_epoch + 1 != trainer.max_epochs:
+        if (trainer.current_epoch + 1) % self.every_epochs:
             return
         value = torch.zeros(1, device=pl_module.device)
         if trainer.is_global_zero:

@@ -19,7 +19,7 @@ from timegrain.cli import main
 
 TINY = [
     "--model.backbone=r3d_tiny", "--model.head_hidden=16", "--model.head_layers=1", "--model.head_out=8",
-    "--data.long_frames=8", "--data.long_stride=4", "--data.short_frames=4", "--data.short_stride=2",
+    "--data.long_frames=16", "--data.long_stride=2", "--data.short_frames=8", "--data.short_stride=2",
     "--data.crop_size=16", "--data.batch_size=4", "--data.workers=0", "--objective.num_long=2",
     "--run.tensorboard=false", "--run.log_every_steps=1", "--run.accelerator=cpu",
 ]  # fmt: skip
@@ -54,7 +54,7 @@ def rows(out: Path) -> list[dict[str, str]]:
 
 def test_a_folder_is_enough(video_folder: Path, tmp_path: Path, capsys):
     out = tmp_path / "run"
-    assert pretrain(out, f"--data.folder={video_folder}", "--run.epochs=2", "--json") == 0
+    assert pretrain(out, f"--data.folder={video_folder}", "--run.epochs=2", "--run.monitor_every_epochs=1", "--json") == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["steps"] == 4
     assert Path(answer["weights"]).exists()

@@ -26,7 +26,8 @@ class DataConfig:
         crop_size: Height and width of the clips in pixels; null is 224, and 112 for the small backbones.
         batch_size: Videos per step and process.
         workers: Processes that decode; null is one per free core, 0 decodes in the training process.
-        cache: Decode every video once and keep the frames, uncompressed, in the run's folder: for small data sets.
+        cache: Decode every video once and keep the frames, uncompressed, on disk: for small data sets.
+        cache_folder: Where they are kept; by default in the run's folder. Runs on the same videos can share it.
         max_failure_share: Stop when more than this share of the videos failed to decode during training.
     """
 
@@ -44,6 +45,7 @@ class DataConfig:
     batch_size: int = 32
     workers: int | None = None
     cache: bool = False
+    cache_folder: Path | None = None
     max_failure_share: float = 0.01
 
 

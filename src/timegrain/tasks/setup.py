@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 import time
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from timegrain.data.clips import VideoClips, collate
 from timegrain.data.frame_cache import FrameCache
 from timegrain.data.loading import EpochBatchSampler, ResumableLoader
 from timegrain.data.manifest import Manifest
+from timegrain.data.scan import scan
 from timegrain.data.transforms import AugmentConfig
 from timegrain.files import atomic_path
 from timegrain.losses import TeGLoss
@@ -28,7 +31,16 @@ from timegrain.tasks.config import DataConfig, ModelConfig, ObjectiveConfig, Run
 
 # Settings that may differ when a run is continued: they do not change what is learned.
 _FREE = {
-    *("data.workers", "data.cache", "run.accelerator", "run.out", "run.restart", "run.tensorboard", "run.wandb"),
+    *(
+        "data.workers",
+        "data.cache",
+        "data.cache_folder",
+        "run.accelerator",
+        "run.out",
+        "run.restart",
+        "run.tensorboard",
+        "run.wandb",
+    ),
     *("run.log_every_steps", "run.checkpoint_minutes", "run.checkpoint_every_steps", "run.keep_every_epochs"),
 }
 
@@ -76,9 +88,8 @@ def resolve(
         if not data.folder.is_dir():
             raise ValueError(f"{data.folder} is not a folder; --data.folder takes a folder of videos")
         if not manifest_path.exists() and is_first_process():
-            from timegrain.data.scan import scan
-
-            scan(data.folder, out=manifest_path)
+            with redirect_stdout(sys.stderr):  # standard output belongs to what `--json` prints at the end
+                scan(data.folder, out=manifest_path)
         wait_for(manifest_path)
     assert manifest_path is not None
     everything = Manifest.open(manifest_path)
@@ -208,11 +219,12 @@ def build_clips(data: DataConfig, augment: AugmentConfig, manifest: Manifest, se
     assert data.crop_size is not None
     cache = None
     if data.cache:
+        folder = data.cache_folder or out / "frames"
         if is_first_process():
-            FrameCache.build(manifest, out / "frames")
-            (out / "frames" / "complete").touch()
-        wait_for(out / "frames" / "complete")
-        cache = FrameCache.build(manifest, out / "frames")
+            FrameCache.build(manifest, folder)
+            (folder / "complete").touch()
+        wait_for(folder / "complete")
+        cache = FrameCache.build(manifest, folder)
     return VideoClips(
         manifest,
         ClipSpec(data.long_frames, data.long_stride),
