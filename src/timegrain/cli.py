@@ -33,7 +33,7 @@ COMMANDS: dict[str, Command] = {
     "manifest check": Command("timegrain.data.check:check", "decode what training would decode; report coverage"),
     "eventworld": Command("timegrain.data.eventworld:eventworld", "generate videos with known events and boundaries"),
     "score gebd": Command("timegrain.metrics.score:score_gebd", "F1 of event boundaries, as the official programs"),
-    "score vidsitu": Command("timegrain.metrics.score:score_vidsitu", "VidSitu's verb scores, and within-video matching"),
+    "score vidsitu": Command("timegrain.metrics.score:score_vidsitu", "VidSitu verb scores, within-video matching"),
     "score ava": Command("timegrain.metrics.score:score_ava", "frame-mAP of AVA and AVA-Kinetics"),
     "score topk": Command("timegrain.metrics.score:score_topk", "multi-view top-1, top-5 and mean class accuracy"),
     "score retrieval": Command("timegrain.metrics.score:score_retrieval", "nearest-neighbour retrieval, recall at k"),
@@ -87,7 +87,7 @@ def _unknown(arguments: Sequence[str]) -> str:
 
 
 def _prepare(arguments: Sequence[str], parameters: Sequence[inspect.Parameter]) -> list[str]:
-    """Let a shell user type what shells are used to: `--num-videos` for `--num_videos`, `--json` alone, `a b c` as a list."""
+    """What shells are used to: `--num-videos` for `--num_videos`, `--json` alone, `a b c` as a list."""
     import json
     import re
 

@@ -45,5 +45,5 @@ def gather_with_gradient(local: Shaped[Tensor, "batch *rest"]) -> Shaped[Tensor,
     """
     if world_size() == 1:
         return local
-    gathered: Tensor = _Gather.apply(local)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _Gather.apply(local)
     return gathered

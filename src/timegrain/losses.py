@@ -138,7 +138,7 @@ def info_nce(
     """
     with torch.autocast(queries.device.type, enabled=False):
         wide = torch.promote_types(queries.dtype, torch.float32)
-        loss, accuracy = _StreamedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        loss, accuracy = _StreamedCrossEntropy.apply(
             queries.to(wide), keys.to(wide), positives, ignored, temperature
         )
         return loss, accuracy

@@ -54,7 +54,9 @@ def rows(out: Path) -> list[dict[str, str]]:
 
 def test_a_folder_is_enough(video_folder: Path, tmp_path: Path, capsys):
     out = tmp_path / "run"
-    assert pretrain(out, f"--data.folder={video_folder}", "--run.epochs=2", "--run.monitor_every_epochs=1", "--json") == 0
+    assert (
+        pretrain(out, f"--data.folder={video_folder}", "--run.epochs=2", "--run.monitor_every_epochs=1", "--json") == 0
+    )
     answer = json.loads(capsys.readouterr().out)
     assert answer["steps"] == 4
     assert Path(answer["weights"]).exists()
@@ -107,7 +109,9 @@ def test_resume_is_bit_for_bit(manifest: Path, tmp_path: Path, stop: int, option
     assert_same_weights(whole, broken)
     ignored = ("data_wait_percent",)
     for one, other in zip(rows(whole), rows(broken), strict=True):
-        assert {k: v for k, v in one.items() if k not in ignored} == {k: v for k, v in other.items() if k not in ignored}
+        assert {k: v for k, v in one.items() if k not in ignored} == {
+            k: v for k, v in other.items() if k not in ignored
+        }
 
 
 def test_a_finished_run_is_left_as_it_is(manifest: Path, tmp_path: Path):
@@ -180,7 +184,10 @@ def test_other_settings_in_the_same_folder_are_refused(manifest: Path, tmp_path:
     assert pretrain(out, f"--data.manifest={manifest}", "--run.steps=1", "--objective.alpha=0.2") == 2
     error = capsys.readouterr().err
     assert "objective.alpha: 0.9 there, 0.2 asked for" in error
-    assert pretrain(out, f"--data.manifest={manifest}", "--run.steps=1", "--objective.alpha=0.2", "--run.restart=true") == 0
+    assert (
+        pretrain(out, f"--data.manifest={manifest}", "--run.steps=1", "--objective.alpha=0.2", "--run.restart=true")
+        == 0
+    )
     assert list(out.glob("before-*/weights.safetensors"))
 
 

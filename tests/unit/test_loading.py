@@ -49,7 +49,7 @@ def test_processes_share_the_batch_of_one_process(length, batch, world, seed, ep
     for sampler in (*samplers, joined):
         sampler.set_epoch(epoch)
     parts = list(zip(*samplers, strict=True))
-    assert [sum(part, []) for part in parts] == list(joined)
+    assert [[key for keys in part for key in keys] for part in parts] == list(joined)
     seen = [index for part in parts for keys in part for _, index in keys]
     assert len(set(seen)) == len(seen) == length // (batch * world) * batch * world
 

@@ -23,7 +23,14 @@ def plain(queries, keys, positives, ignored, temperature):
     return F.cross_entropy(logits, positives)
 
 
-@given(st.integers(1, 40), st.integers(2, 30), st.integers(0, 4), st.integers(1, 13), st.floats(0.05, 2), st.integers(0, 99))
+@given(
+    st.integers(1, 40),
+    st.integers(2, 30),
+    st.integers(0, 4),
+    st.integers(1, 13),
+    st.floats(0.05, 2),
+    st.integers(0, 99),
+)
 def test_streamed_equals_plain_with_gradients(num_queries, num_keys, num_ignored, block, temperature, seed):
     generator = torch.Generator().manual_seed(seed)
     queries = torch.randn(num_queries, 5, dtype=torch.float64, generator=generator).requires_grad_()

@@ -95,7 +95,7 @@ def _verdicts(done: Sequence[Done], facts: Mapping[str, Any]) -> list[str]:
         differences = [f - p for f, p in zip(values[FINE], values[PERSISTENT], strict=True)]
         winner = "FG" if mean(differences) > 0 else "PS"
         agree = sum((difference > 0) == (winner == "FG") for difference in differences)
-        text = f"{SCORES[score].capitalize()}: TeG-{winner} is ahead by {abs(mean(differences)):.3f}"
+        text = f"{SCORES[score][0].upper()}{SCORES[score][1:]}: TeG-{winner} is ahead by {abs(mean(differences)):.3f}"
         if len(differences) > 1:
             text += f" on average (spread {stdev(differences):.3f}), and in {agree} of {len(differences)} worlds"
         text += ", as" if winner == expected else ", against what"

@@ -52,9 +52,10 @@ class TeG(nn.Module):
         long_features = self.encoder(long_clip)
         short_features = self.encoder(short_clip)
         heads = self.loss.heads
-        return self.loss(
+        losses: dict[str, Tensor] = self.loss(
             {head: self.encoder.embed(short_features, head) for head in heads},
             {head: self.encoder.embed(long_features, head) for head in heads},
             short_indices,
             long_indices,
         )
+        return losses

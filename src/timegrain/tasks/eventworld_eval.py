@@ -84,11 +84,11 @@ def evaluate(train: FeatureSet, test: FeatureSet) -> Evaluation:
     """
     inside = _boundaries(train, test)
     clips = _clip_features(train), _clip_features(test)
-    means = (np.stack([f.mean(0) for f in part.features]) for part in (train, test))
+    means = [np.stack([f.mean(0) for f in part.features]) for part in (train, test)]
     scores = {
         "event": _probe(*_event_features(train), *_event_features(test)),
         "clip": _probe(clips[0], train.labels, clips[1], test.labels),
-        "video": _probe(*[value for pair in zip(means, (train.labels, test.labels), strict=True) for value in pair]),
+        "video": _probe(means[0], train.labels, means[1], test.labels),
         "knn": _knn(clips[0], train.labels, clips[1], test.labels),
         **inside.scores,
     }

@@ -68,7 +68,7 @@ class PretrainTask(LightningModule):
         """Colour and blur on the device: uint8 (B, T, C, H, W) to float (B, C, T, H, W)."""
         for name in ("long", "short"):
             clips = apply_augmentation(batch[f"{name}_clip"], batch.pop(f"{name}_augmentation"))
-            batch[f"{name}_clip"] = clips.to(memory_format=self.memory_format)
+            batch[f"{name}_clip"] = clips.to(self.dtype, memory_format=self.memory_format)
         return batch
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
@@ -84,9 +84,10 @@ class PretrainTask(LightningModule):
         return loss
 
     def _stop_on_non_finite(self, batch: dict[str, Any], losses: dict[str, Tensor]) -> None:
-        manifest = self.trainer.train_dataloader.dataset.manifest
+        loader: Any = self.trainer.train_dataloader
+        manifest = loader.dataset.manifest
         files = "\n  ".join(manifest[int(index)].path for index in batch["index"])
-        parts = ", ".join(f"{name} {float(value):g}" for name, value in losses.items() if name.endswith("loss"))
+        parts = ", ".join(f"{name} {float(value.detach()):g}" for name, value in losses.items() if name.endswith("loss"))
         last = self.weights.parent / "checkpoints" / "last.ckpt"
         good = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
         raise ValueError(

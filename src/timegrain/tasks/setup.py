@@ -110,7 +110,7 @@ def resolve(
 
 def is_first_process() -> bool:
     """Whether this process writes and prints; known from the launcher's environment before processes are joined."""
-    return int(rank_zero_only.rank or 0) == 0
+    return int(getattr(rank_zero_only, "rank", None) or 0) == 0
 
 
 def wait_for(path: Path) -> None:

@@ -69,7 +69,7 @@ def train_supervised(
             logits, wanted = rearrange(classifier(features), "b t k -> (b t) k"), rearrange(wanted, "b t -> (b t)")
         loss = F.cross_entropy(logits, wanted, ignore_index=-1)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         scheduler.step()
     return encoder.eval()
