@@ -24,12 +24,15 @@ class Picture(NamedTuple):
         start: Decoding may begin here: all frames from this one on, in presentation order, come out exactly.
         disposable: No other picture is predicted from it.
         bidirectional: It is shown before the reference picture that precedes it in decoding order (MPEG-1, -2, -4).
+        place: A number by which the stream itself orders its pictures (H.264, H.265), against which time stamps are
+            checked.
     """
 
     shown: bool
     start: bool
     disposable: bool = False
     bidirectional: bool = False
+    place: int = 0
 
 
 class Parser(Protocol):
@@ -83,6 +86,36 @@ class Bits:
         """A signed Exp-Golomb number (H.264, 9.1.1)."""
         code = self.ue()
         return (code + 1) // 2 if code % 2 else -(code // 2)
+
+
+class OrderCount:
+    """Picture order counts of H.264 (8.2.1.1, type 0) and H.265 (8.3.1), made to grow from one key frame to the next."""
+
+    def __init__(self) -> None:
+        self._period = 0
+        self._high = self._low = 0  # of the last picture that the next count builds on
+
+    def place(self, low: int, num_bits: int, resets: bool, anchors: bool) -> int:
+        """Where the picture stands among all pictures.
+
+        Args:
+            low: The count's low bits, from the slice header.
+            num_bits: How many they are.
+            resets: The counts begin anew here.
+            anchors: The next count builds on this one.
+        """
+        if resets:
+            self._period += 1
+            self._high = self._low = 0
+        size = 1 << num_bits
+        high = self._high
+        if low < self._low and self._low - low >= size // 2:
+            high += size
+        elif low > self._low and low - self._low > size // 2:
+            high -= size
+        if anchors:
+            self._high, self._low = high, low
+        return (self._period << 40) + high + low
 
 
 def length_prefixed(data: memoryview, width: int) -> Iterator[memoryview]:

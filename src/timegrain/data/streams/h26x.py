@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from timegrain.data.streams.bits import Bits, Picture, Unsettled, length_prefixed, start_codes
+from timegrain.data.streams.bits import Bits, OrderCount, Picture, Unsettled, length_prefixed, start_codes
 
 
 class _Nal:
@@ -33,6 +33,8 @@ class H264:
         self._sps: bytes | None = None
         self._plain = False
         self._begun = False
+        self._count = OrderCount()
+        self._number = 0
         if self._nal.width and len(extradata) > 6:
             count, position = extradata[5] & 31, 6
             for _ in range(count):
@@ -71,12 +73,9 @@ class H264:
                         self._skip_scaling(bits, 16 if index < 6 else 64)
         self._frame_num_bits = bits.ue() + 4
         order_type = bits.ue()
-        if order_type == 0:
-            bits.ue()
-        elif order_type == 1:
-            bits.u(1), bits.se(), bits.se()
-            for _ in range(bits.ue()):
-                bits.se()
+        if order_type == 1:
+            raise Unsettled("order counts of type 1")
+        self._count_bits = bits.ue() + 4 if order_type == 0 else 0  # type 2: shown in decoding order
         bits.ue()
         gaps = bits.u(1)
         bits.ue(), bits.ue()
@@ -91,11 +90,22 @@ class H264:
                 following = (last + bits.se()) % 256
             last = following or last
 
-    def _is_field(self, unit: memoryview) -> bool:
-        bits = Bits(bytes(unit[1:24]), emulation=True)
+    def _place(self, unit: memoryview) -> int:
+        """Order count of a picture, from the header of its first slice."""
+        self._number += 1
+        if not self._count_bits and self._frames_only:
+            return self._number
+        bits = Bits(bytes(unit[1:28]), emulation=True)
         bits.ue(), bits.ue(), bits.ue()
         bits.u(self._frame_num_bits + 2 * self._planes)
-        return bool(bits.u(1))
+        if not self._frames_only and bits.u(1):
+            raise Unsettled("coded in fields")
+        if not self._count_bits:
+            return self._number
+        idr = unit[0] & 31 == 5
+        if idr:
+            bits.ue()
+        return self._count.place(bits.u(self._count_bits), self._count_bits, idr, anchors=bool(unit[0] & 0x60))
 
     def _check_encoder(self, unit: memoryview) -> None:
         # FFmpeg decodes streams of old x264 versions differently, which it knows from the first packet only.
@@ -105,17 +115,17 @@ class H264:
 
     def read(self, data: memoryview) -> Picture:
         """Facts about the next packet."""
-        num_pictures, idr, disposable = 0, True, True
+        num_pictures, idr, disposable, place = 0, True, True, 0
         for unit in self._nal.units(data):
             kind = unit[0] & 31
             if kind in (1, 5):
                 if self._sps is None or len(unit) < 2:
                     raise Unsettled("the stream does not begin with its parameters")
-                num_pictures += unit[1] >> 7  # first_mb_in_slice = 0
                 idr &= kind == 5
                 disposable &= not unit[0] & 0x60
-                if not self._frames_only and self._is_field(unit):
-                    raise Unsettled("coded in fields")
+                if unit[1] & 0x80:  # first_mb_in_slice = 0
+                    num_pictures += 1
+                    place = self._place(unit)
             elif kind in (2, 3, 4):
                 raise Unsettled("coded in data partitions")
             elif kind == 7:
@@ -127,7 +137,7 @@ class H264:
         if not (self._begun or idr):
             raise Unsettled("the stream does not begin with a key frame")
         self._begun = True
-        return Picture(shown=True, start=idr, disposable=disposable)
+        return Picture(shown=True, start=idr, disposable=disposable, place=place)
 
 
 class HEVC:
@@ -139,6 +149,9 @@ class HEVC:
         self._nal = _Nal(extradata, 21)
         self._one_layer = True
         self._skips_leading: bool | None = None  # None: nothing read yet
+        self._count = OrderCount()
+        self._sps: bytes | None = None
+        self._extra_bits: int | None = None
         if self._nal.width:
             position = 23
             for _ in range(extradata[22] if len(extradata) > 22 else 0):
@@ -154,17 +167,59 @@ class HEVC:
         """Length-prefixed streams with one layer, in time too: there sub-layer non-reference is non-reference."""
         return bool(self._nal.width) and self._one_layer
 
-    @staticmethod
-    def _check_parameters(unit: memoryview) -> None:
-        if len(unit) > 2 and unit[0] >> 1 == 34:  # picture parameter set
+    def _check_parameters(self, unit: memoryview) -> None:
+        if unit[0] >> 1 == 33 and not (unit[0] & 1 or unit[1] >> 3):  # sequence parameter set of the base layer
+            sps = bytes(unit).rstrip(b"\0")
+            if self._sps is None:
+                self._sps = sps
+                self._set_sps(Bits(sps[2:], emulation=True))
+            elif sps != self._sps:
+                raise Unsettled("the stream changes its parameters")
+        elif unit[0] >> 1 == 34:  # picture parameter set
             bits = Bits(bytes(unit[2:16]), emulation=True)
             bits.ue(), bits.ue(), bits.u(1)
             if bits.u(1):
                 raise Unsettled("some pictures may be marked as not shown")
+            extra_bits = bits.u(3)
+            if self._extra_bits not in (None, extra_bits):
+                raise Unsettled("the stream changes its parameters")
+            self._extra_bits = extra_bits
+
+    def _set_sps(self, bits: Bits) -> None:
+        bits.u(4)
+        num_more = bits.u(3)
+        bits.u(1 + 96)
+        present = [(bits.u(1), bits.u(1)) for _ in range(num_more)]
+        if num_more:
+            bits.u(2 * (8 - num_more))
+        for profile, level in present:
+            bits.u(88 * profile + 8 * level)
+        bits.ue()
+        self._planes = bits.ue() == 3 and bool(bits.u(1))
+        bits.ue(), bits.ue()
+        if bits.u(1):
+            bits.ue(), bits.ue(), bits.ue(), bits.ue()
+        bits.ue(), bits.ue()
+        self._count_bits = bits.ue() + 4
+
+    def _place(self, unit: memoryview, kind: int, anchors: bool) -> int:
+        """Order count of a picture, from the header of its first slice."""
+        if self._sps is None or self._extra_bits is None:
+            raise Unsettled("the stream does not begin with its parameters")
+        if kind in (19, 20):
+            return self._count.place(0, self._count_bits, True, anchors)
+        bits = Bits(bytes(unit[2:24]), emulation=True)
+        bits.u(2 if 16 <= kind <= 23 else 1)
+        bits.ue()
+        bits.u(self._extra_bits)
+        bits.ue()
+        bits.u(2 * self._planes)
+        resets = kind in (16, 17, 18) or self._skips_leading is None
+        return self._count.place(bits.u(self._count_bits), self._count_bits, resets, anchors)
 
     def read(self, data: memoryview) -> Picture:
         """Facts about the next packet."""
-        num_pictures, kind = 0, -1
+        num_pictures, kind, place = 0, -1, 0
         for unit in self._nal.units(data):
             if len(unit) < 3:
                 raise Unsettled("a header is cut short")
@@ -178,6 +233,7 @@ class HEVC:
                     num_pictures += 1
                     if 16 <= kind <= 23 and unit[2] & 0x40 and self._skips_leading is not None:
                         raise Unsettled("pictures that wait to be shown are given up at a key frame")
+                    place = self._place(unit, kind, anchors=not sublayer and (kind > 14 or kind in (1, 3, 5)))
             elif unit_kind in (36, 37):
                 raise Unsettled("a sequence ends inside the stream")
             else:
@@ -192,4 +248,4 @@ class HEVC:
             raise Unsettled("the stream does not begin with a key frame")
         elif self._skips_leading and kind in (8, 9):
             raise Unsettled("leading pictures that cannot be decoded")
-        return Picture(shown=True, start=random_access, disposable=kind <= 14 and kind % 2 == 0)
+        return Picture(shown=True, start=random_access, disposable=kind <= 14 and kind % 2 == 0, place=place)

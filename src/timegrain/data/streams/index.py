@@ -231,4 +231,7 @@ def _display_order(kind: str, ticks: Int64, pictures: list[Picture], shown: npt.
         raise Unsettled("several packets with one time stamp")
     if np.abs(np.argsort(np.argsort(ticks)) - numbers).max() > _MAX_REORDER:
         raise Unsettled("time stamps that jump")
+    # Some containers have decoding times alone, and some files have been cut and joined: the stream has the last word.
+    if (np.argsort(ticks) != np.argsort([picture.place for picture in pictures], kind="stable")).any():
+        raise Unsettled("time stamps that contradict the stream")
     return ticks

@@ -1,0 +1,201 @@
+"""The packets of a video file's first video stream, in decoding order, from any point on."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import av
+import numpy as np
+
+from timegrain.data.streams.index import UNKNOWN, PacketIndex, read_index
+from timegrain.data.video import VideoError, short_reason
+
+AV_FAILURES = (av.error.FFmpegError, OSError, ValueError, RuntimeError)
+
+# Containers that hold video or sound. Others that FFmpeg would try (play lists, image patterns, text as ANSI art) can
+# name other files to open, or are no videos.
+_CONTAINERS = (
+    "aac,ac3,aiff,amr,amv,ape,apng,asf,au,av1,avi,avs2,avs3,bink,caf,cavsvideo,dirac,dnxhd,dts,dv,eac3,evc,ffm,flac,flic,"
+    "flv,gif,gxf,h261,h263,h264,hevc,ivf,ivr,lvf,m4v,matroska,webm,mjpeg,mov,mp4,m4a,3gp,3g2,mj2,mp3,mpeg,mpegts,"
+    "mpegvideo,mtv,mv,mxf,nsv,nut,nuv,obu,ogg,r3d,rm,roq,rpl,smk,swf,thp,tta,ty,vc1,vc1test,vivo,vmd,vvc,w64,wav,wtv,wv,"
+    "yuv4mpegpipe"
+)
+_OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _CONTAINERS}
+_ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC: the cover of a sound file
+_MAX_SKIP = 100  # packets that are read and passed over rather than sought
+_MAX_PIXELS = 1 << 27  # of one picture; more is an attack or a broken header
+
+
+class UnexpectedPacket(Exception):
+    """The file did not give the packets that it gave before."""
+
+
+class PacketSource:
+    """One open file: its packets, and the decoder for them.
+
+    Args:
+        path: The file.
+
+    Attributes:
+        path: As given; for messages.
+        index: All packets of the stream.
+        decoder: PyAV's codec context, one thread.
+        codec: Name of the codec.
+        height: As the container has it, in pixels; pictures may differ.
+        width: Likewise.
+        time_base: Seconds per tick of the stream's clock.
+        rate: Frames per second as the container has it, for frames without times.
+
+    Raises:
+        VideoError: If the file cannot be opened as a video, or is cut off.
+    """
+
+    _container: Any = None  # None when closed
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._open()
+        self.codec = str(self.decoder.codec.canonical_name)
+        self.height, self.width = int(self.decoder.height), int(self.decoder.width)
+        self.time_base = float(self._stream.time_base)
+        rate = float(self._stream.average_rate or 0)
+        # 1000: the clock of some containers, taken for a rate. 25: what FFmpeg takes for streams without a clock.
+        self.rate = rate if 0 < rate < 1000 else 25.0
+        # Containers with an index of their own, in which a packet is known by its place.
+        self._is_indexed = not {"mov", "matroska", "avi"}.isdisjoint(self._container.format.name.split(","))
+        try:
+            self.index = self._walk()
+        except BaseException:
+            self.close()
+            raise
+        self._is_indexed &= bool((self.index.positions >= 0).all())
+
+    def _open(self) -> None:
+        path = os.path.abspath(self.path)  # absolute: a name such as `http:a` stays a file
+        if not os.path.isfile(path):
+            raise VideoError(self.path, "is a folder" if os.path.isdir(path) else "file not found")
+        if not os.path.getsize(path):
+            raise VideoError(self.path, "the file is empty")
+        try:
+            self._container = av.open(path, options=_OPEN_OPTIONS, metadata_errors="replace")
+        except AV_FAILURES as error:
+            raise VideoError(self.path, f"not a video that can be opened: {short_reason(error)}") from error
+        streams = [s for s in self._container.streams.video if not int(s.disposition) & _ATTACHED_PICTURE]
+        if not streams:
+            kinds = sorted({stream.type for stream in self._container.streams})
+            self.close()
+            raise VideoError(self.path, f"no video stream in the file (only {', '.join(kinds) or 'nothing'})")
+        self._stream = streams[0]
+        self.decoder = self._stream.codec_context
+        if self.decoder is None:
+            self.close()
+            raise VideoError(self.path, "no decoder for its video codec")
+        # Frame threads cost more for the same frames, and a loader has one process per core.
+        self.decoder.thread_count = 1
+        self.decoder.options = {"max_pixels": str(_MAX_PIXELS)}
+        self._packets = self._demux()
+        self._next = 0  # number of the packet that comes next
+
+    def close(self) -> None:
+        """Give the file back; harmless if done before."""
+        if self._container is not None:
+            self._container.close()
+            self._container = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether packets can be had."""
+        return self._container is not None
+
+    def rewind(self) -> None:
+        """Open the file anew, at its beginning, with a fresh decoder."""
+        self.close()
+        self._open()
+
+    def _demux(self) -> Iterator[Any]:
+        """The video's packets from where the file stands, without empty ones."""
+        return (packet for packet in self._container.demux(self._stream) if packet.size)
+
+    def _walk(self) -> PacketIndex:
+        """Read all packets once."""
+        walked: list[int] = []  # its length tells how far the walk came
+
+        def whole_packets() -> Iterator[Any]:
+            for packet in self._packets:
+                if packet.is_corrupt:
+                    raise VideoError(self.path, f"cut off or damaged at packet {len(walked)}")
+                if not walked and packet.has_sidedata("encryption_info"):
+                    raise VideoError(self.path, "encrypted")
+                walked.append(packet.size)
+                yield packet
+
+        try:
+            index = read_index(whole_packets(), self.codec, self.decoder.extradata or b"")
+        except VideoError:
+            raise
+        except AV_FAILURES as error:
+            reason = f"cut off or damaged after packet {len(walked)}: {short_reason(error)}"
+            raise VideoError(self.path, reason) from error
+        self._next = len(walked)
+        if not walked:
+            raise VideoError(self.path, "no frame in its video stream")
+        return index
+
+    def packets(self) -> Iterator[Any]:
+        """The packets from where the file stands, each with its number in place of its times."""
+        for packet in self._packets:
+            packet.pts = packet.dts = self._next
+            self._next += 1
+            yield packet
+
+    def go_to(self, number: int) -> None:
+        """Let the packet of this number be the next one. The decoder forgets what it holds."""
+        is_far = self._next > number or (number - self._next > _MAX_SKIP and self._is_indexed)
+        if is_far and not self._seek(number if self._is_indexed else 0):
+            self.rewind()
+        self.skip_to(number)
+        self.decoder.flush_buffers()
+
+    def skip_to(self, number: int) -> None:
+        """Pass over packets up to this one."""
+        while self._next < number:
+            self.read()
+
+    def read(self) -> Any:
+        """The next packet, with its number in place of its times.
+
+        Raises:
+            UnexpectedPacket: If it is not the one that the index has.
+        """
+        packet = next(self._packets, None)
+        if packet is None or packet.size != self.index.sizes[self._next]:
+            raise UnexpectedPacket(f"packet {self._next} is not the one that was there before")
+        packet.pts = packet.dts = self._next
+        self._next += 1
+        return packet
+
+    def _seek(self, number: int) -> bool:
+        """Go to a packet at or before the given one by the container's index; False if that does not lead there."""
+        index = self.index
+        # Containers keep decoding times, or presentation times: whichever leads nearer is tried first.
+        for ticks in sorted({int(index.ticks[number]), int(index.decoding_ticks[number])}, reverse=True):
+            if ticks == UNKNOWN:
+                continue
+            try:
+                self._container.seek(ticks, stream=self._stream)
+            except AV_FAILURES:
+                return False
+            self._packets = self._demux()
+            packet = next(self._packets, None)
+            if packet is None:
+                continue
+            known_by = index.positions == (-1 if packet.pos is None else packet.pos)
+            places = np.flatnonzero(known_by & (index.sizes == packet.size))
+            if len(places) == 1 and places[0] <= number:
+                self._next = int(places[0])
+                self._packets = itertools.chain([packet], self._packets)
+                return True
+        return False
