@@ -292,6 +292,50 @@ def test_repeated_rows_are_found_wherever_they_are(tmp_path):
     assert (read.repeated, read.first_repeated_line) == (3, 3)
 
 
+LINES = st.lists(
+    st.sampled_from(
+        [
+            "v,1,0.1,0.1,0.5,0.5,3,0.5",
+            "w,0902.50,1e-3,.1,0.30000000000000004,1,12,1",
+            '"v",902.5,0.1,0.1,0.5,0.5,3,0.25',
+            "v,1,0.1,0.1,0.5,0.5,3",
+            "v,1",
+            "",
+            " v, 1, 0.1,0.1,0.5,0.5, 3,0.5",
+            "v,1,0.1,nan,0.5,0.5,3,0.5",
+            "v,1,0.1,,0.5,0.5,3,0.5",
+            "v,1,0.1,0.1,0.5,0.5,3.0,0.5",
+            "v,x,0.1,0.1,0.5,0.5,3,0.5",
+            "v,1,0.1,0.1,0.5,true,03,0.5",
+            '"v,1,0.1',
+            "v,1,0x1,1_0,0.5,0.5,3,0.5",
+        ]
+    ),
+    max_size=5,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(lines=LINES, end=st.sampled_from(["\n", "\r\n", "\r"]), kind=st.sampled_from(["detections", "ground truth"]))
+def test_large_files_read_like_small_ones(tmp_path_factory, lines, end, kind):
+    path = tmp_path_factory.mktemp("rows") / "det.csv"
+    path.write_bytes(end.join(lines).encode())
+    outcomes = []
+    for limit in (0, 10**9):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("timegrain.metrics.frame_files._LARGE_BYTES", limit)
+            try:
+                read = read_boxes(path, kind)
+            except ValueError as error:
+                outcomes.append(str(error))
+            else:
+                boxes = read.boxes
+                names = [boxes.frames[index] for index in boxes.frame]
+                rows = (boxes.boxes.tolist(), boxes.classes.tolist(), boxes.scores.tolist())
+                outcomes.append((set(boxes.frames), names, *rows, read.repeated, read.first_repeated_line))
+    assert outcomes[0] == outcomes[1]
+
+
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(alphabet="v,01.\n\r\"'x", max_size=60))
 def test_any_text_is_read_or_refused_with_a_message(tmp_path_factory, text):
