@@ -44,7 +44,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
         except Exception as error:
             raise ValueError(
                 f"the checkpoint {path} cannot be read ({str(error).splitlines()[0]}). "
-                "Delete it to continue from another one in its folder, or use --run.restart true"
+                "Copy a kept checkpoint of the same folder over it to continue from there, or use --run.restart true"
             ) from error
         return checkpoint
 

@@ -118,14 +118,15 @@ class RunConfig:
         num_nodes: Machines.
         precision: 32-true, bf16-mixed or 16-mixed; scores and softmax stay in float32.
         accumulate: Batches per optimiser step. Negatives come from one batch: this is not a larger contrastive batch.
-        sync_batchnorm: Batch statistics over all processes, as the reference does; without effect on one.
+        sync_batchnorm: Batch statistics over all processes, as the reference does; without effect
+            on one process and on CPUs, where PyTorch has no such statistics.
         channels_last: Channels-last memory layout, faster on most GPUs.
         compile: Compile the network with torch.compile.
         checkpoint_minutes: Time between checkpoints.
         checkpoint_every_steps: Steps between checkpoints, instead of `checkpoint_minutes`.
         keep_every_epochs: Also keep a checkpoint for good every so many epochs; 0 keeps none.
         monitor_every_epochs: Epochs between looks at the features (kNN where there are labels, else retrieval of the
-            same video); 0 never looks. The best checkpoint by it is kept as best.ckpt.
+            same video); 0 never looks. The best checkpoint by it is kept as best.ckpt, to take weights from.
         monitor_videos: Videos that the monitor uses at most.
         log_every_steps: Steps between lines of metrics.csv.
         tensorboard: Write TensorBoard event files.
@@ -142,7 +143,7 @@ class RunConfig:
     accelerator: str = "auto"
     devices: int = 1
     num_nodes: int = 1
-    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     accumulate: int = 1
     sync_batchnorm: bool = True
     channels_last: bool = False

@@ -27,6 +27,7 @@ from timegrain.objectives.teg import TeG
 from timegrain.optim import OptimConfig, build_optimizer, schedule
 from timegrain.tasks.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
 from timegrain.tasks.setup import (
+    Schedule,
     build_clips,
     build_encoder,
     build_loader,
@@ -87,7 +88,9 @@ class PretrainTask(LightningModule):
         loader: Any = self.trainer.train_dataloader
         manifest = loader.dataset.manifest
         files = "\n  ".join(manifest[int(index)].path for index in batch["index"])
-        parts = ", ".join(f"{name} {float(value.detach()):g}" for name, value in losses.items() if name.endswith("loss"))
+        parts = ", ".join(
+            f"{name} {float(value.detach()):g}" for name, value in losses.items() if name.endswith("loss")
+        )
         last = self.weights.parent / "checkpoints" / "last.ckpt"
         good = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
         raise ValueError(
@@ -166,7 +169,7 @@ def pretrain(
     task = PretrainTask(teg, optim, length.warmup_steps, length.steps, out / "weights.safetensors", run.channels_last)
     if run.compile:
         encoder.backbone.compile()
-    trainer = _trainer(run, out, clips, data, length.steps)
+    trainer = _trainer(run, out, clips, data, length)
     loader = build_loader(clips, data, run, trainer)
     trainer.fit(task, loader, ckpt_path=resume, weights_only=True)
     if trainer.interrupted:
@@ -176,7 +179,7 @@ def pretrain(
         _finish(out, trainer, started, json)
 
 
-def _trainer(run: RunConfig, out: Path, clips: VideoClips, data: DataConfig, steps: int) -> Trainer:
+def _trainer(run: RunConfig, out: Path, clips: VideoClips, data: DataConfig, length: Schedule) -> Trainer:
     """The engine: everything around the objective that Lightning does well."""
     folder = out / "checkpoints"
     when: dict[str, Any] = (
@@ -192,13 +195,15 @@ def _trainer(run: RunConfig, out: Path, clips: VideoClips, data: DataConfig, ste
         ModelCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=False, **when),
     ]
     if run.keep_every_epochs:
+        # By steps, not by epochs: a checkpoint taken after an epoch's end is not resumed exactly by the engine.
+        every = max(1, round(run.keep_every_epochs * length.steps_per_epoch))
         callbacks.append(
             ModelCheckpoint(
                 folder,
-                filename="{epoch:04d}",
-                every_n_epochs=run.keep_every_epochs,
+                filename="{step:08d}",
+                every_n_train_steps=every,
                 save_top_k=-1,
-                save_on_train_epoch_end=True,
+                save_on_train_epoch_end=False,
                 enable_version_counter=False,
             )
         )
@@ -225,9 +230,9 @@ def _trainer(run: RunConfig, out: Path, clips: VideoClips, data: DataConfig, ste
         devices=run.devices,
         num_nodes=run.num_nodes,
         precision=run.precision,
-        max_steps=steps,
+        max_steps=length.steps,
         accumulate_grad_batches=run.accumulate,
-        sync_batchnorm=run.sync_batchnorm,
+        sync_batchnorm=run.sync_batchnorm and run.accelerator != "cpu" and torch.cuda.is_available(),
         callbacks=callbacks,
         logger=loggers,
         plugins=[AtomicCheckpoints()],

@@ -1,0 +1,112 @@
+"""``timegrain embed`` and ``timegrain similarity``: features of the user's own videos, as a table and as a picture."""
+
+from __future__ import annotations
+
+import sys
+from json import dumps
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from timegrain.files import atomic_path
+from timegrain.inference import ViewSettings, load
+from timegrain.report.figures import self_similarity
+from timegrain.report.frames import sample_frames
+
+
+def embed(
+    videos: list[Path],
+    *,
+    weights: str,
+    out: Path,
+    head: Literal["none", "fine", "persistent"] = "none",
+    overlap: float = 0.0,
+    num_crops: Literal[1, 3] = 1,
+    fps: float | None = None,
+    device: str = "auto",
+    batch_size: int = 4,
+    json: bool = False,
+) -> None:
+    """Write the features of videos of any length, per time step, per window and per video.
+
+    Videos that cannot be read are listed with the reason, here and in OUT.broken.csv, and do not stop the others. The
+    same command again continues after an interruption, and embeds only what is new.
+
+    Read the result with pandas: ``table = pandas.read_parquet("features.parquet")``, then
+    ``numpy.stack(table[table.kind == "time_step"].features)``. Columns: path, kind (time_step, clip, video), index,
+    start_seconds, seconds, end_seconds, features.
+
+    Args:
+        videos: Videos, and folders with videos.
+        weights: A .safetensors file, the folder of a pre-training run, or OWNER/NAME on the Hugging Face Hub.
+        out: The file to write, .parquet or .npz.
+        head: Features of the backbone (none), or unit embeddings of one projection head.
+        overlap: Share of a window that the next one covers again, 0 to below 1; slower and smoother.
+        num_crops: 1 looks at the square in the middle of the picture, 3 at all of it.
+        fps: Watch every video as if it had this frame rate; give the training videos' rate when yours differs.
+        device: auto, cpu, cuda, mps.
+        batch_size: Windows that go through the network at once.
+        json: Print one JSON object.
+    """
+    settings = ViewSettings(None if head == "none" else head, overlap, num_crops, fps)
+    done = load(weights, device, batch_size).embed_files(videos, out, settings)
+    for path, reason in done.broken:
+        print(f"could not read {path}: {reason}", file=sys.stderr)
+    if json:
+        broken = [{"path": path, "reason": reason} for path, reason in done.broken]
+        counts = {"videos": done.num_videos, "reused": done.num_reused, "time_steps": done.num_time_steps}
+        print(dumps({"out": str(out), **counts, "num_features": done.num_features, "broken": broken}))
+        return
+    total = done.num_videos + len(done.broken)
+    reused = f" ({done.num_reused} were there already)" if done.num_reused else ""
+    print(
+        f"{out}: {done.num_videos:,} of {total:,} videos{reused}, {done.num_time_steps:,} time steps of "
+        f"{done.num_features} numbers"
+    )
+    if done.broken:
+        print(f"{len(done.broken)} could not be read: {out.with_suffix('.broken.csv')}")
+
+
+def similarity(
+    video: Path,
+    *,
+    weights: str,
+    out: Path,
+    head: Literal["none", "fine", "persistent"] = "none",
+    overlap: float = 0.5,
+    fps: float | None = None,
+    device: str = "auto",
+    batch_size: int = 4,
+    json: bool = False,
+) -> None:
+    """Draw how alike the moments of a video are: its self-similarity matrix under its frames.
+
+    Squares along the diagonal are stretches that the encoder takes for one event; their corners are its boundaries.
+
+    Args:
+        video: The video.
+        weights: A .safetensors file, the folder of a pre-training run, or OWNER/NAME on the Hugging Face Hub.
+        out: The picture to write, .png.
+        head: Compare features of the backbone (none), or embeddings of one projection head.
+        overlap: Share of a window that the next one covers again, 0 to below 1.
+        fps: Watch the video as if it had this frame rate.
+        device: auto, cpu, cuda, mps.
+        batch_size: Windows that go through the network at once.
+        json: Print one JSON object.
+    """
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"the picture must end in .png, not {out.name!r}")
+    settings = ViewSettings(None if head == "none" else head, overlap, fps=fps)
+    features = load(weights, device, batch_size).embed_with(video, settings, progress=True)
+    frames, _ = sample_frames(video, 10)
+    matrix = features.self_similarity()
+    picture = self_similarity(matrix, features.start_seconds, features.duration_seconds, frames, title=video.name)
+    with atomic_path(out) as temporary:
+        temporary.write_bytes(picture)
+    if json:
+        off = matrix[~np.eye(len(matrix), dtype=bool)] if len(matrix) > 1 else matrix
+        facts = {"time_steps": len(matrix), "lowest": float(off.min()), "mean": float(off.mean())}
+        print(dumps({"out": str(out), "duration_seconds": features.duration_seconds, **facts}))
+    else:
+        print(f"{out}: {len(matrix)} time steps over {features.duration_seconds:.1f} s")
