@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from timegrain.data.decoding import VideoError, VideoReader, open_video
 from timegrain.data.transforms import center_view, three_crops, to_model_input
 from timegrain.data.video import indices_at
+from timegrain.feature_files import EmbeddedFiles, embed_files
 from timegrain.models.hub import VideoEncoder
 from timegrain.models.weights import choose_device, find_encoder, fingerprint
 from timegrain.progress import track
@@ -168,6 +169,21 @@ class Embedder:
                 starts += batch_starts
                 outputs.append(self._project(features, settings.head))
         return _assemble(os.fspath(path), plan, starts, torch.cat(outputs), timestamps, duration, settings.head)
+
+    def embed_files(
+        self,
+        inputs: Iterable[str | os.PathLike[str]],
+        out: str | os.PathLike[str],
+        settings: ViewSettings | None = None,
+    ) -> EmbeddedFiles:
+        """Features of many videos in one Parquet or npz file; see :mod:`timegrain.feature_files` for its layout.
+
+        Args:
+            inputs: Videos and folders of videos.
+            out: The file to write.
+            settings: How videos are looked at.
+        """
+        return embed_files(self, inputs, out, settings or ViewSettings())
 
     def clip_shape(self, settings: ViewSettings) -> tuple[ClipSpec, int]:
         """Shape of a window, its frames rounded up to whole time steps, and its number of time steps."""
