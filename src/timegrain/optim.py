@@ -138,7 +138,8 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
     if not groups:
         raise ValueError("there is nothing to train: every parameter is frozen")
     rate, momentum, nesterov = config.learning_rate, config.momentum, config.nesterov
-    fused = _can_fuse(parameter for group in groups for parameter in group["params"])
+    # Elsewhere None leaves the choice of implementation to PyTorch.
+    fused = _can_fuse(parameter for group in groups for parameter in group["params"]) or None
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=nesterov, fused=fused)
     if config.name == "adamw":

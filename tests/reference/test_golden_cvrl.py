@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from timegrain.objectives.cvrl import cvrl_loss
+from timegrain.models.hub import EncoderConfig, VideoEncoder
+from timegrain.objectives.cvrl import CVRL, cvrl_loss
 from two_processes import run_in_two_processes
 
 CASES = [
@@ -72,6 +73,15 @@ def test_half_precision_is_scored_in_float32() -> None:
     exact = cvrl_loss(first.double(), second.double())
     assert ours["loss"].dtype == torch.float32
     assert float(ours["loss"]) == pytest.approx(float(exact["loss"]), rel=1e-5)
+
+
+def test_cvrl_refuses_a_missing_head_and_a_temperature_of_zero() -> None:
+    options = {"width": 4, "stem_width": 4}
+    encoder = VideoEncoder(EncoderConfig("r3d_tiny", options, ("persistent",), head_hidden=8, head_num_hidden=1))
+    with pytest.raises(ValueError, match="no head 'fine'; it has \\['persistent'\\]"):
+        CVRL(encoder, head="fine")
+    with pytest.raises(ValueError, match="temperature must be above 0"):
+        CVRL(encoder, temperature=0.0)
 
 
 def two_replicas_single(golden: dict[str, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
