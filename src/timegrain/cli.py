@@ -37,6 +37,10 @@ COMMANDS: dict[str, Command] = {
     "score ava": Command("timegrain.metrics.score:score_ava", "frame-mAP of AVA and AVA-Kinetics"),
     "score topk": Command("timegrain.metrics.score:score_topk", "multi-view top-1, top-5 and mean class accuracy"),
     "score retrieval": Command("timegrain.metrics.score:score_retrieval", "nearest-neighbour retrieval, recall at k"),
+    "floors gebd": Command("timegrain.tasks.floors:floors_gebd", "GEBD without a model: even spacing, people"),
+    "floors vidsitu": Command("timegrain.tasks.floors:floors_vidsitu", "VidSitu without a model: constants, people"),
+    "floors kinetics": Command("timegrain.tasks.floors:floors_kinetics", "the most frequent class"),
+    "floors ava": Command("timegrain.tasks.floors:floors_ava", "AVA without a model: class prior"),
     "model-info": Command("timegrain.models.info:model_info", "parameters, shapes and multiply-adds of a backbone"),
     "convert-weights": Command(
         "timegrain.models.convert:convert_weights", "weights of a TensorFlow checkpoint (CVRL's R3D-50)"
