@@ -1,0 +1,54 @@
+"""The command table: every command exists, help is fast to reach, mistakes get one message."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from timegrain.cli import COMMANDS, main
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_is_a_documented_function(name):
+    module, function = COMMANDS[name].target.split(":")
+    command = getattr(importlib.import_module(module), function)
+    assert "Args:" in command.__doc__
+    assert len(COMMANDS[name].summary) < 70
+
+
+def test_help_lists_all_commands_and_imports_nothing_heavy():
+    code = (
+        "import sys; from timegrain.cli import main; main(['--help']); "
+        "print([name for name in ('torch', 'numpy', 'lightning', 'jsonargparse') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert all(name in done.stdout for name in COMMANDS)
+    assert done.stdout.strip().endswith("[]")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["pretrian"], ["pretrian", "'pretrain'"]),
+        (["score", "gedb"], ["score gedb", "score gebd"]),
+        (["model-info", "--bakbone", "r3d50"], ["bakbone", "--backbone"]),
+        (["manifest", "scan", "nowhere", "--out", "m.parquet"], ["nowhere"]),
+    ],
+)
+def test_mistakes_get_one_message_and_exit_code_two(arguments, words, capsys):
+    try:
+        code = main(arguments)
+    except SystemExit as exit:
+        code = exit.code
+    assert code == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert all(word in error for word in words)
+
+
+def test_a_group_lists_its_commands(capsys):
+    assert main(["score"]) == 0
+    assert "score gebd" in capsys.readouterr().out
