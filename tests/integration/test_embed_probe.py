@@ -10,7 +10,12 @@ import pytest
 import torch
 
 from conftest import make_video, moving_square
+from timegrain import features
 from timegrain.cli import main
+from timegrain.data.decoding import open_video
+from timegrain.data.decoding import probe as probe_video
+from timegrain.data.manifest import Manifest
+from timegrain.data.transforms import three_crops, to_model_input
 from timegrain.feature_files import list_videos, read_features
 from timegrain.inference import Embedder, load
 from timegrain.models.hub import EncoderConfig, VideoEncoder, save_weights
@@ -185,3 +190,159 @@ def test_similarity_draws_a_picture(weights, tmp_path, capsys):
     code, _, err = run(capsys, "similarity", video, "--weights", weights, "--out", tmp_path / "s.jpg")
     assert code == 2
     assert "must end in .png" in err
+
+
+# ---- probe --------------------------------------------------------------------------------------------------------
+
+
+def write_manifest(folder, path, splits=("train", "test"), labels=True, groups=True, broken=False):
+    rows = []
+    for number, video in enumerate(sorted(folder.rglob("*.mp4"))):
+        info = probe_video(video)
+        row = {
+            name: getattr(info, name) for name in ("num_frames", "fps", "duration_seconds", "width", "height", "codec")
+        }
+        row |= {"path": str(video), "split": splits[number % 4 == 3] if splits else None}
+        row |= {"label": video.parent.name if labels else None, "group": f"g{number // 2}" if groups else None}
+        rows.append(row)
+    if broken:
+        bad = path.parent / "bad.mp4"
+        bad.write_bytes(b"nothing" * 50)
+        rows.append({**rows[0], "path": str(bad), "split": "train"})
+    Manifest.from_rows(rows, path.parent).write(path)
+    return path
+
+
+def test_probe_scores_and_remembers(weights, video_folder, tmp_path, capsys, monkeypatch):
+    manifest = write_manifest(video_folder, tmp_path / "m.parquet", broken=True)
+    out = tmp_path / "probe"
+    arguments = ["probe", "--weights", weights, "--manifest", manifest, "--out", out, "--device", "cpu"]
+    arguments += ["--workers", "0", "--random-seeds", "2"]
+    code, text, err = run(capsys, *arguments, "--json")
+    assert code == 0
+    record = json.loads(text)
+    assert json.loads((out / "probe.json").read_text()) == record
+    assert (record["num_train"], record["num_test"], record["num_classes"]) == (6, 2, 2)
+    assert record["broken"][0]["path"] == str(tmp_path / "bad.mp4")
+    assert "could not read" in err
+    assert {name: len(runs) for name, runs in record["scores"].items()} == {
+        "weights": 1,
+        "random weights": 2,
+        "raw pixels": 1,
+    }
+    for runs in record["scores"].values():
+        for scores in runs:
+            assert all(0 <= scores[name] <= 1 for name in ("linear", "knn", "R@1", "R@5", "R@10"))
+            assert scores["R@1"] <= scores["R@5"] <= scores["R@10"]
+    assert (out / "neighbours.png").read_bytes()[:4] == b"\x89PNG"
+
+    def no_decoding(*arguments):
+        raise AssertionError("a video was decoded again")
+
+    monkeypatch.setattr(features, "read_views", no_decoding)
+    code, text, _ = run(capsys, *arguments)
+    assert code == 0
+    assert "6 training videos, 2 test videos, 2 classes, by the manifest's splits" in text
+    assert "random weights (2 seeds)" in text
+    assert json.loads((out / "probe.json").read_text())["scores"] == record["scores"]
+
+
+def test_probe_holds_out_whole_groups(weights, video_folder, tmp_path, capsys):
+    manifest = write_manifest(video_folder, tmp_path / "m.parquet", splits=None)
+    arguments = ["probe", "--weights", weights, "--manifest", manifest, "--device", "cpu", "--workers", "0"]
+    arguments += ["--random-seeds", "0", "--pixels", "false", "--out", tmp_path / "probe"]
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert "no usable video in split 'train'; it has no splits" in err
+    assert "--hold_out" in err
+    code, text, _ = run(capsys, *arguments, "--hold-out", "0.25", "--json")
+    assert code == 0
+    record = json.loads(text)
+    assert (record["num_train"], record["num_test"]) == (6, 2)
+    assert "25% held out, whole groups drawn at random with seed 0" in record["protocol"]["division"]
+
+
+@pytest.mark.parametrize(
+    ("options", "typed", "message"),
+    [
+        ({"labels": False}, [], "has no labels"),
+        ({}, ["--split-test", "validation"], "no usable video in split 'validation'; it has test (2), train (6)"),
+        ({}, ["--hold-out", "1.5"], "between 0 and 1"),
+        ({}, ["--num-clips", "0"], "at least 1 clip"),
+    ],
+)
+def test_probe_says_what_is_wrong(weights, video_folder, tmp_path, capsys, options, typed, message):
+    manifest = write_manifest(video_folder, tmp_path / "m.parquet", **options)
+    code, text, err = run(
+        capsys, "probe", "--weights", weights, "--manifest", manifest, "--out", tmp_path / "p", "--workers", "0", *typed
+    )
+    assert code == 2
+    assert text == ""
+    assert message in err
+
+
+def test_probe_needs_two_classes(weights, video_folder, tmp_path, capsys):
+    manifest = write_manifest(video_folder / "left", tmp_path / "m.parquet")
+    code, _, err = run(capsys, "probe", "--weights", weights, "--manifest", manifest, "--out", tmp_path / "p")
+    assert code == 2
+    assert "1 class among the videos" in err
+
+
+def test_features_of_views_equal_single_clips(weights, video_folder, tmp_path):
+    encoder = load(weights, device="cpu").encoder.train()
+    manifest = Manifest.open(write_manifest(video_folder, tmp_path / "m.parquet"))
+    options = {"device": "cpu", "workers": 0, "progress": False}
+    table = features.features_for_manifest(encoder, manifest, num_clips=2, num_crops=3, batch_size=5, **options)
+    assert encoder.training  # as it was
+    encoder.eval()
+    row = manifest[3]
+    expected = []
+    with open_video(row.path) as reader, torch.inference_mode():
+        for start in (0, row.num_frames - 15):
+            frames = reader.frames(np.arange(8) * 2 + start)
+            views = three_crops(frames, 32, rounding="nearest")
+            expected += [encoder(to_model_input(view[None]))[0].mean(0) for view in views]
+    torch.testing.assert_close(table.features[3], torch.stack(expected).mean(0), atol=1e-5, rtol=0)
+    assert table.paths[3] == row.path
+    assert table.labels[3] == row.label
+    parallel = features.features_for_manifest(
+        encoder, manifest, num_clips=2, num_crops=3, device="cpu", workers=1, progress=False
+    )
+    torch.testing.assert_close(parallel.features, table.features, atol=1e-5, rtol=0)
+
+
+def test_cached_features_are_those_of_their_weights_and_files(weights, video_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "_PART", 3)
+    encoder = load(weights, device="cpu").encoder
+    manifest = Manifest.open(write_manifest(video_folder, tmp_path / "m.parquet"))
+    options = {"cache_folder": tmp_path / "cache", "device": "cpu", "workers": 0, "progress": False}
+    first = features.features_for_manifest(encoder, manifest, **options)
+    files = sorted((tmp_path / "cache").iterdir())
+    assert len(files) == 3
+    files[0].write_bytes(b"cut off")
+    decoded, original = [], features.read_views
+    monkeypatch.setattr(features, "read_views", lambda path, views: (decoded.append(path), original(path, views))[1])
+    again = features.features_for_manifest(encoder, manifest, **options)
+    assert len(decoded) in (2, 3)  # the part that was damaged
+    assert torch.equal(first.features, again.features)
+    with torch.no_grad():
+        next(encoder.parameters()).mul_(1.1)
+    changed = features.features_for_manifest(encoder, manifest, **options)
+    assert not torch.equal(first.features, changed.features)
+    assert len(decoded) > 8
+
+
+def test_views_and_pixels():
+    views = features.Views(8, 2, 32, num_clips=3)
+    assert views.starts(40).tolist() == [0, 12, 25]
+    assert views.starts(9).tolist() == [0, 0, 0]
+    assert features.Views(8, 2, 32).starts(40).tolist() == [12]
+    assert "3 clips x 1 crop of 8 frames x stride 2" in str(views)
+    clip = torch.zeros(1, 3, 8, 32, 32)
+    clip[:, 0, 4:, :, 16:] = 1
+    pixels = features.PixelFeatures(side=2, segments=2)(clip)
+    assert pixels.shape == (1, 1, 24)
+    red_late = pixels.reshape(3, 2, 2, 2)[0, 1]
+    assert red_late.tolist() == [[0, 1], [0, 1]]
+    with pytest.raises(ValueError, match="1 or 3 crops"):
+        features.Views(8, 2, 32, num_crops=2)
