@@ -38,7 +38,8 @@ class ViewSettings:
 
     Args:
         head: ``fine`` or ``persistent`` gives L2-normalised embeddings of that projection head; None the features.
-        overlap: Share of a window that the next one covers again; time steps seen twice are averaged.
+        overlap: Share of a window that the next one covers again; time steps seen twice are averaged, those from the
+            middle of a window weighing more.
         num_crops: 1 is the square in the middle of the picture; 3 averages squares along its longer side.
         fps: Watch every video as if it had this frame rate (for videos whose rate differs from the training videos');
             None takes its own frames.
@@ -278,15 +279,21 @@ def _assemble(
     duration_seconds: float,
     head: str | None,
 ) -> VideoFeatures:
-    """Average what several windows say of one time step, and put times to everything."""
+    """Average what several windows say of one time step, and put times to everything.
+
+    A window knows least at its ends, where the network's padding stands for what came before and comes after, so its
+    time steps weigh by their distance from the nearer end.
+    """
     sums = outputs.new_zeros(plan.num_time_steps, outputs.shape[-1])
-    counts = outputs.new_zeros(plan.num_time_steps, 1)
+    weights = outputs.new_zeros(plan.num_time_steps, 1)
+    places = torch.arange(outputs.shape[1])
+    weight = torch.minimum(places + 1, len(places) - places).to(outputs)[:, None]
     for start, features in zip(starts, outputs, strict=True):
         steps = torch.from_numpy(plan.time_steps(start))
         inside = steps < plan.num_time_steps
-        sums.index_add_(0, steps[inside], features[inside])
-        counts.index_add_(0, steps[inside], counts.new_ones(int(inside.sum()), 1))
-    step_features, clip_features = sums / counts, outputs.mean(1)
+        sums.index_add_(0, steps[inside], (features * weight)[inside])
+        weights.index_add_(0, steps[inside], weight[inside])
+    step_features, clip_features = sums / weights, outputs.mean(1)
     video_feature = clip_features.mean(0)
     if head is not None:
         step_features, clip_features = F.normalize(step_features, dim=1), F.normalize(clip_features, dim=1)

@@ -131,7 +131,10 @@ def test_overlapping_windows_are_averaged(embedder, encoder, long_video):
     steps = encoder.backbone.num_time_steps(8)
     half = steps // 2
     first, second = (direct(encoder, long_video, np.arange(8) * 2 + 2 * start) for start in (4, 8))
-    np.testing.assert_allclose(found.features[steps : steps + half], (first[half:] + second[:half]) / 2, atol=1e-5)
+    # from the middle of the first window to its end, from the beginning of the second to its middle
+    down, up = (np.arange(half)[::-1, None] + 1, np.arange(half)[:, None] + 1)
+    expected = (first[half:] * down + second[:half] * up) / (down + up)
+    np.testing.assert_allclose(found.features[steps : steps + half], expected, atol=1e-5)
 
 
 def test_batch_size_does_not_matter(encoder, embedder, long_video):
@@ -219,7 +222,9 @@ def test_memory_does_not_grow_with_the_video(encoder, tmp_path):
     embedder.embed(path, stride=1)
     assert len(resident) > 30
     assert decoded_bytes > 200e6
-    assert max(resident) - resident[0] < 30e6
+    # The decoder fills its pools at first; the frames themselves would be three times the bound.
+    assert max(resident) - resident[0] < 80e6
+    assert max(resident) - resident[len(resident) // 2] < 20e6
 
 
 # ---- what users do ------------------------------------------------------------------------------------------------
