@@ -34,8 +34,8 @@ def demo(*, out: Path = Path("runs/demo"), quick: bool = False, seed: int = 0, j
     """Generate videos, pre-train at three granularities, evaluate, and write one page about it.
 
     Three worlds of fresh videos (one with `--quick`), and in each: TeG-PS, TeG-FG and α = 0.5, supervised training as the
-    ceiling, random weights, raw pixels and constant answers as floors. Sized for ten minutes on two idle CPU cores, two with
-    `--quick`. The same command again keeps what is done.
+    ceiling, random weights, raw pixels and constant answers as floors. Sized for ten minutes on two idle CPU cores, or
+    two minutes with `--quick`. The same command again keeps what is done.
 
     Args:
         out: Folder of everything; ends with report.html and results.json.
