@@ -41,6 +41,8 @@ COMMANDS: dict[str, Command] = {
     "floors vidsitu": Command("timegrain.tasks.floors:floors_vidsitu", "VidSitu without a model: constants, people"),
     "floors kinetics": Command("timegrain.tasks.floors:floors_kinetics", "the most frequent class"),
     "floors ava": Command("timegrain.tasks.floors:floors_ava", "AVA without a model: class prior"),
+    "floors scenedetect": Command("timegrain.tasks.video_floors:floors_scenedetect", "boundaries: shot cuts"),
+    "floors change": Command("timegrain.tasks.video_floors:floors_change", "boundaries: change of picture and motion"),
     "model-info": Command("timegrain.models.info:model_info", "parameters, shapes and multiply-adds of a backbone"),
     "convert-weights": Command(
         "timegrain.models.convert:convert_weights", "weights of a TensorFlow checkpoint (CVRL's R3D-50)"
