@@ -62,7 +62,7 @@ def objective(features, labels, weight, bias, l2) -> float:
 def fit_ours(features, labels, num_classes, l2):
     """CPU seconds and objective of ours."""
     start = time.process_time()
-    fit = LogisticProblem(torch.from_numpy(features), torch.from_numpy(labels), num_classes).solve(l2, tolerance=1e-5)
+    fit = LogisticProblem(torch.from_numpy(features), torch.from_numpy(labels), num_classes).solve(l2, tolerance=2e-5)
     seconds = time.process_time() - start
     return seconds, objective(features, labels, fit.weight.numpy(), fit.bias.numpy(), l2)
 
@@ -77,17 +77,18 @@ def fit_peer(features, labels, num_classes, l2):
 
 
 def run(rounds: int = 5, every: bool = False) -> list[dict[str, object]]:
-    """Interleaved rounds in random order; medians, the ratio as the median of the rounds' ratios."""
+    """Interleaved rounds in alternating order over three data seeds; the ratio is the median of the rounds' ratios."""
     torch.set_num_threads(1)
     kinds = {"pooled ReLU features": pooled}
     if every:
         kinds |= {"round clusters": round_clusters, "stretched clusters": stretched_clusters}
     rows: list[dict[str, object]] = []
     for name, make in kinds.items():
-        data = make(np.random.default_rng(0))
-        fit_ours(*data)
+        worlds = [make(np.random.default_rng(seed)) for seed in range(3)]
+        fit_ours(*worlds[0])
         times, gaps = [], []
         for number in range(rounds):
+            data = worlds[number % len(worlds)]
             order = [fit_ours, fit_peer] if number % 2 else [fit_peer, fit_ours]
             results = {fit: fit(*data) for fit in order}
             times.append((results[fit_ours][0], results[fit_peer][0]))

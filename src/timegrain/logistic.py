@@ -80,9 +80,10 @@ class LogisticProblem:
             self.basis = (centred.T @ (vectors[:, keep] / values[keep].sqrt())).to(features)
             self.variances = (values[keep] / len(features)).to(features)
         else:
-            covariance = torch.addmm(
-                torch.outer(self.mean, self.mean), features.T, features, beta=-1, alpha=1 / len(features)
-            )
+            # Any basis is exact and this one only has to be good: four videos per feature tell the covariance.
+            sample = features[:: max(1, features.shape[0] // (4 * features.shape[1]))]
+            mean = sample.mean(0)
+            covariance = torch.addmm(torch.outer(mean, mean), sample.T, sample, beta=-1, alpha=1 / len(sample))
             self.variances, self.basis = torch.linalg.eigh(covariance)
             self.variances = self.variances.clamp_min(self.variances[-1].clamp_min(1e-30) * 1e-7)
 
@@ -173,11 +174,11 @@ class LogisticProblem:
         chosen = probabilities.gather(1, self.labels)
         total = probabilities.exp_().sum(1, keepdim=True)
         loss = float((total.log() - chosen).mean())
-        probabilities.div_(total)
-        spread = 1 - _dot(probabilities, probabilities) / count
+        probabilities.div_(total.mul_(count))
+        spread = 1 - _dot(probabilities, probabilities) * count
         penalty = point if isinstance(point, float) else _dot(point[:-1], point[:-1])
-        probabilities.scatter_add_(1, self.labels, probabilities.new_full((count, 1), -1.0))
-        return loss + l2 / 2 * penalty, probabilities.div_(count), max(spread, 1e-4) / self.num_classes
+        probabilities.scatter_add_(1, self.labels, probabilities.new_full((count, 1), -1 / count))
+        return loss + l2 / 2 * penalty, probabilities, max(spread, 1e-4) / self.num_classes
 
     def _gradient(self, residual: Tensor, l2: float, point: Tensor) -> Tensor:
         gradient = torch.empty_like(point)
