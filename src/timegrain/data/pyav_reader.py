@@ -239,7 +239,8 @@ class PyAVReader:
             picture = self._rgb(frame, crop)
             if out is None:
                 out = np.empty((len(indices), *picture.shape), np.uint8)
-            out[places == np.searchsorted(ranks, rank)] = picture
+            for place in np.flatnonzero(places == np.searchsorted(ranks, rank)):
+                out[place] = picture
         assert out is not None
         return out
 

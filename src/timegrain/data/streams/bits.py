@@ -77,10 +77,12 @@ class Bits:
 
     def ue(self) -> int:
         """An unsigned Exp-Golomb number (H.264, 9.1)."""
-        zeros = 0
-        while not self.u(1):
-            zeros += 1
-        return (1 << zeros) - 1 + (self.u(zeros) if zeros else 0)
+        rest = self._value & ((1 << self._left) - 1)
+        zeros = self._left - rest.bit_length()
+        self._left -= 2 * zeros + 1
+        if self._left < 0:
+            raise Unsettled("a header is cut short")
+        return (rest >> self._left) - 1
 
     def se(self) -> int:
         """A signed Exp-Golomb number (H.264, 9.1.1)."""
