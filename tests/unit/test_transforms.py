@@ -246,6 +246,17 @@ def test_every_order_is_respected():
     assert len({tuple(np.round(clip.flatten().numpy(), 3)) for clip in expected}) >= 12
 
 
+@pytest.mark.parametrize("factor", [0.3, 0.999, 1.0, 1.001, 1.003, 1.7])
+def test_contrast_right_after_brightness_turns_about_the_clipped_mean(factor):
+    clips = random_frames(2, 3, 20, 24)[None] // 128 * 255  # half of all pixels white, clipped by the least brightening
+    factors = np.array([[factor, 1.5, 1, 0]], np.float32)
+    augmentation = Augmentation(
+        factors, np.arange(4, dtype=np.int8)[None], np.zeros(1, bool), np.zeros(1, np.float32), np.zeros(1, bool)
+    )
+    expected = change_colours(to_model_input(clips), augmentation)
+    torch.testing.assert_close(apply_augmentation(clips, augmentation), expected, rtol=0, atol=1e-6)
+
+
 def test_hue_and_brightness_equal_torchvisions():
     clip = random_frames(3, 2, 30, 40)
     pixels = to_model_input(clip[None])

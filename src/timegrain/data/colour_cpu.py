@@ -8,9 +8,9 @@ than the closed form.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import groupby
 
 import cv2
@@ -34,9 +34,7 @@ from timegrain.data.colour import (
 Image = NDArray[np.floating]  # float32 (H, W, 3) or (H, W)
 Step = tuple[int, float]  # an operation of the jitter and its factor
 
-# A Gaussian holds less than 2^-24 of its weight, the resolution of float32 next to 1, beyond so many deviations.
-_RESOLVED_DEVIATIONS = 5.42
-
+_UNSEEN = 2.0**-24  # half of float32's resolution next to 1: the weight of the outer taps that a blur leaves out
 _HSV_LIMITS = np.array([np.inf, 1, np.inf], np.float32)
 
 
@@ -72,27 +70,33 @@ def _change_clip(frames: Tensor, augmentation: Augmentation, index: int, out: ND
     table, steps = _look_up_first_steps(images, augmentation.factors[index], augmentation.order[index])
     finish = _Finish(augmentation, index, images[0].shape[:2])
     kinds = [kind for kind, _ in steps]
+    split = kinds.index(CONTRAST) if CONTRAST in kinds else len(steps)
+    before, after = (_operations(part, images[0].shape[1]) for part in (steps[:split], steps[split + 1 :]))
     if CONTRAST not in kinds:
         pixels = np.empty(images[0].shape, np.float32)
         for time, image in enumerate(images):
             cv2.LUT(image, table, pixels)
-            finish(_jitter(pixels, steps), out[:, time])
+            for operation in before:
+                operation(pixels)
+            finish(pixels, out[:, time])
         return
     # Contrast needs the mean over the whole clip as it is by then: all frames come that far before any goes on.
-    split = kinds.index(CONTRAST)
-    factor = steps[split][1]
     waiting = np.empty((len(images), *images[0].shape), np.float32)
     mean = np.zeros(3)
     for image, pixels in zip(images, waiting, strict=True):
         cv2.LUT(image, table, pixels)
-        _jitter(pixels, steps[:split])
+        for operation in before:
+            operation(pixels)
         mean += cv2.mean(pixels)[:3]
     mean /= len(images)
+    factor = steps[split][1]
     turn = np.column_stack([np.eye(3) * factor, mean * (1 - factor)])
     for time, pixels in enumerate(waiting):
         cv2.transform(pixels, turn, dst=pixels)
         np.clip(pixels, 0, 1, out=pixels)
-        finish(_jitter(pixels, steps[split + 1 :]), out[:, time])
+        for operation in after:
+            operation(pixels)
+        finish(pixels, out[:, time])
 
 
 def _interleaved(frame: Tensor) -> NDArray[np.uint8]:
@@ -119,36 +123,51 @@ def _look_up_first_steps(
         if kind == BRIGHTNESS:
             table = np.minimum(table * np.float32(factor), np.float32(1))
         else:
-            counts = np.sum([_histogram(image) for image in images], axis=0)
-            mean = (counts * table[:, None]).sum(0) / counts.sum(0)
+            mean = _mean_through(table, images)
             table = np.clip((table[:, None] - mean) * factor + mean, 0, 1).astype(np.float32)
     return table.reshape(1, 256, -1), steps
 
 
-def _histogram(image: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """How often each value occurs in each channel of (H, W, 3): (256, 3)."""
-    counts = [cv2.calcHist([image], [channel], None, [256], [0, 256]).ravel() for channel in range(3)]
-    return np.stack(counts, 1).astype(np.float64)
+def _mean_through(table: NDArray[np.float32], images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float64]:
+    """Mean of each channel over all images (H, W, 3) after they went through the table (256,)."""
+    if abs(table[255] - 255 * table[1]) < 1e-6:  # nothing is clipped: the table is linear, the mean goes through it
+        return np.asarray(np.mean([cv2.mean(image)[:3] for image in images], axis=0) * float(table[255]) / 255)
+    counts = np.zeros((256, 3))
+    for image in images:
+        for channel in range(3):
+            counts[:, channel] += cv2.calcHist([image], [channel], None, [256], [0, 256]).ravel()
+    return np.asarray(table @ counts / counts.sum(0))
 
 
-def _jitter(pixels: Image, steps: Sequence[Step]) -> Image:
-    """Take (H, W, 3) through its steps, none of them contrast, in place."""
+def _operations(steps: Sequence[Step], width: int) -> list[Callable[[Image], None]]:
+    """The steps of a jitter, none of them contrast, as functions that change a frame (H, width, 3) in place."""
+    operations: list[Callable[[Image], None]] = []
     for is_brightness, group in groupby(steps, key=lambda step: step[0] == BRIGHTNESS):
         factors = dict(group)  # saturation and hue commute: as neighbours they share one trip to HSV
         if is_brightness:
-            np.multiply(pixels, np.float32(factors[BRIGHTNESS]), out=pixels)
-            if factors[BRIGHTNESS] > 1:
-                np.clip(pixels, 0, 1, out=pixels)
+            operations.append(partial(_brighten, factor=np.float32(factors[BRIGHTNESS])))
             continue
         # In float32 OpenCV's hue is in degrees from 0 to 360; it takes up to 720 on the way back.
         degrees, saturation = 360 * (factors.get(HUE, 0.0) % 1), factors.get(SATURATION, 1.0)
-        cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV, dst=pixels)
-        cv2.transform(pixels, np.array([[1, 0, 0, degrees], [0, saturation, 0, 0], [0, 0, 1, 0]]), dst=pixels)
-        if saturation > 1:
-            rows = pixels.reshape(len(pixels), -1)
-            np.minimum(rows, np.tile(_HSV_LIMITS, pixels.shape[1]), out=rows)
-        cv2.cvtColor(pixels, cv2.COLOR_HSV2RGB, dst=pixels)
-    return pixels
+        turn = np.array([[1, 0, 0, degrees], [0, saturation, 0, 0], [0, 0, 1, 0]])
+        limits = np.tile(_HSV_LIMITS, width) if saturation > 1 else None
+        operations.append(partial(_change_hsv, turn=turn, limits=limits))
+    return operations
+
+
+def _brighten(pixels: Image, factor: np.float32) -> None:
+    np.multiply(pixels, factor, out=pixels)
+    if factor > 1:
+        np.clip(pixels, 0, 1, out=pixels)
+
+
+def _change_hsv(pixels: Image, turn: NDArray[np.float64], limits: NDArray[np.float32] | None) -> None:
+    cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV, dst=pixels)
+    cv2.transform(pixels, turn, dst=pixels)
+    if limits is not None:
+        rows = pixels.reshape(len(pixels), -1)
+        np.minimum(rows, limits, out=rows)
+    cv2.cvtColor(pixels, cv2.COLOR_HSV2RGB, dst=pixels)
 
 
 class _Finish:
@@ -160,8 +179,8 @@ class _Finish:
         sigma = np.asarray(augmentation.blur_sigma)[index : index + 1]
         taps = blur_taps(min(size))
         kernel = gaussian_kernels(sigma, taps)[0]
-        surplus = taps // 2 - math.ceil(_RESOLVED_DEVIATIONS * float(sigma[0]))
-        self.kernel = kernel[surplus:-surplus] if surplus > 0 else kernel
+        surplus = int(np.searchsorted(2 * np.cumsum(kernel[: taps // 2]), _UNSEEN))  # on each side
+        self.kernel = kernel[surplus : taps - surplus]
         self.blur = sigma[0] > 0 and len(self.kernel) > 1
         self.grey = np.empty(size, np.float32)
         self.blurred = np.empty(size if self.grayscale else (*size, 3), np.float32)
