@@ -16,11 +16,12 @@ import os
 from collections.abc import Callable
 
 from timegrain.data.pyav_reader import PyAVReader
+from timegrain.data.torchcodec_reader import TorchCodecReader
 from timegrain.data.video import Crop, VideoError, VideoInfo, VideoReader, short_reason
 
 __all__ = ["Crop", "VideoError", "VideoInfo", "VideoReader", "open_video", "probe", "short_reason"]
 
-_DECODERS: dict[str, Callable[[str], VideoReader]] = {"pyav": PyAVReader}
+_DECODERS: dict[str, Callable[[str], VideoReader]] = {"pyav": PyAVReader, "torchcodec": TorchCodecReader}
 
 
 def open_video(path: str | os.PathLike[str], *, decoder: str = "pyav") -> VideoReader:
@@ -28,14 +29,15 @@ def open_video(path: str | os.PathLike[str], *, decoder: str = "pyav") -> VideoR
 
     Args:
         path: The file; what it holds is found from its content, not from its name.
-        decoder: ``pyav`` (default).
+        decoder: ``pyav``, which carries its FFmpeg, or ``torchcodec``, which needs the extra of that name and the
+            system's FFmpeg, and refuses files for which it is not exact.
 
     Returns:
         A reader; use it in a ``with`` statement.
 
     Raises:
         VideoError: If the file is missing, empty, without video, or not decodable.
-        ValueError: If there is no such decoder.
+        ValueError: If there is no such decoder, or it is not installed.
     """
     if decoder not in _DECODERS:
         raise ValueError(f"no decoder {decoder!r}; choose one of {', '.join(_DECODERS)}")

@@ -186,6 +186,19 @@ class PyAVReader:
             self._first = height, width, rotation
         return self._first
 
+    # ---- for readers that find frames by their times ------------------------------------------------------------
+
+    @property
+    def stream_index(self) -> int:
+        """Which of the file's streams is read."""
+        return self._source.stream_index
+
+    def why_not_by_time(self) -> str:
+        """Why a frame might not be found by its time stamp and the container's key frames; empty if it is found."""
+        if not self._source.is_indexed or self._source.container == "avi":
+            return f"the container ({self._source.container}) has no reliable times to jump to"
+        return self._index.why_not_by_time()
+
     # ---- what users call ---------------------------------------------------------------------------------------
 
     @property

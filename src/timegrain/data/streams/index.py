@@ -65,6 +65,7 @@ class PacketIndex:
         starts: (S,) packets where decoding may begin.
         display: (N,) a number by which the pictures are shown, hidden ones included.
         droppable: (N,) packets that can be left out if their frame is not needed.
+        keys: (K,) packets that the container calls key frames, whether or not decoding may begin there.
     """
 
     ticks: Int64
@@ -77,6 +78,7 @@ class PacketIndex:
     starts: Int64
     display: Int64
     droppable: npt.NDArray[np.bool_]
+    keys: Int64
 
     def seconds(self, order: Int64, time_base: float, rate: float) -> tuple[npt.NDArray[np.float64], float]:
         """When each frame appears and how long all last together, in seconds.
@@ -94,6 +96,19 @@ class PacketIndex:
         step = float(np.median(np.diff(times))) if len(times) > 1 else 1 / rate
         last = float(self.durations[order[-1]]) * time_base
         return times, float(times[-1]) + (last if last > step / 4 else step)
+
+    def why_not_by_time(self) -> str:
+        """Why a frame might not be found by its time stamp and the container's key frames; empty if it is found."""
+        if self.order is None:
+            return self.reason
+        if len(self.order) < len(self.ticks):
+            return "some packets show no frame"
+        ticks = self.ticks[self.order]
+        if (ticks == UNKNOWN).any() or (np.diff(ticks) <= 0).any():
+            return "its packets carry no presentation times"
+        if not np.isin(self.keys, self.starts).all():
+            return "not every key frame is a clean beginning"
+        return ""
 
     def plan(self, ranks: Int64, drop: bool) -> list[Span]:
         """What to decode for some frames.
@@ -149,6 +164,7 @@ def read_index(packets: Iterable[Any], codec: str, extradata: bytes) -> PacketIn
     rows: list[tuple[int, int, int, int, int]] = []
     pictures: list[Picture] = []
     discarded: list[bool] = []
+    keys: list[int] = []
     parser, reason = None, f"{codec} packets are not understood"
     if codec in _PARSERS:
         try:
@@ -168,6 +184,8 @@ def read_index(packets: Iterable[Any], codec: str, extradata: bytes) -> PacketIn
                 -1 if position is None else position,
             )
         )
+        if packet.is_keyframe:
+            keys.append(len(rows) - 1)
         if parser is not None:
             try:
                 if packet.has_sidedata("new_extradata"):
@@ -201,6 +219,7 @@ def read_index(packets: Iterable[Any], codec: str, extradata: bytes) -> PacketIn
         starts=np.array([n for n, picture in enumerate(pictures) if picture.start], np.int64),
         display=display,
         droppable=np.array([may_drop and picture.disposable for picture in pictures], bool),
+        keys=np.array(keys, np.int64),
     )
 
 

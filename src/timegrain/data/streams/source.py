@@ -44,10 +44,13 @@ class PacketSource:
         index: All packets of the stream.
         decoder: PyAV's codec context, one thread.
         codec: Name of the codec.
+        container: FFmpeg's names of the container.
         height: As the container has it, in pixels; pictures may differ.
         width: Likewise.
         time_base: Seconds per tick of the stream's clock.
         rate: Frames per second as the container has it, for frames without times.
+        stream_index: Which of the file's streams is read.
+        is_indexed: The container has an index of its own, and every packet its known place.
 
     Raises:
         VideoError: If the file cannot be opened as a video, or is cut off.
@@ -60,18 +63,20 @@ class PacketSource:
         self._open()
         self.codec = str(self.decoder.codec.canonical_name)
         self.height, self.width = int(self.decoder.height), int(self.decoder.width)
+        self.stream_index = int(self._stream.index)
+        self.container = str(self._container.format.name)
         self.time_base = float(self._stream.time_base)
         rate = float(self._stream.average_rate or 0)
         # 1000: the clock of some containers, taken for a rate. 25: what FFmpeg takes for streams without a clock.
         self.rate = rate if 0 < rate < 1000 else 25.0
         # Containers with an index of their own, in which a packet is known by its place.
-        self._is_indexed = not {"mov", "matroska", "avi"}.isdisjoint(self._container.format.name.split(","))
+        self.is_indexed = not {"mov", "matroska", "avi"}.isdisjoint(self.container.split(","))
         try:
             self.index = self._walk()
         except BaseException:
             self.close()
             raise
-        self._is_indexed &= bool((self.index.positions >= 0).all())
+        self.is_indexed &= bool((self.index.positions >= 0).all())
 
     def _open(self) -> None:
         path = os.path.abspath(self.path)  # absolute: a name such as `http:a` stays a file
@@ -153,8 +158,8 @@ class PacketSource:
 
     def go_to(self, number: int) -> None:
         """Let the packet of this number be the next one. The decoder forgets what it holds."""
-        is_far = self._next > number or (number - self._next > _MAX_SKIP and self._is_indexed)
-        if is_far and not self._seek(number if self._is_indexed else 0):
+        is_far = self._next > number or (number - self._next > _MAX_SKIP and self.is_indexed)
+        if is_far and not self._seek(number if self.is_indexed else 0):
             self.rewind()
         self.skip_to(number)
         self.decoder.flush_buffers()
