@@ -20,9 +20,9 @@ UInt8 = npt.NDArray[np.uint8]
 class Pictures:
     """Converts the frames of one video.
 
-    A crop gives exactly the pixels that converting the whole picture and cutting would give. For 4:2:0 pictures of even
-    height swscale computes each pixel from its own brightness and colour sample alone, so there cutting comes first, at
-    even offsets, where it saves time; all others are converted whole and then cut.
+    A crop gives exactly the pixels that converting the whole picture and cutting would give. For progressive 8-bit 4:2:0
+    pictures of even height swscale computes each pixel from its own brightness and colour sample alone, so there cutting
+    comes first, at even offsets, where it saves time; all others are converted whole and then cut.
 
     Args:
         path: The file, for messages.
@@ -69,10 +69,12 @@ class Pictures:
 
     @staticmethod
     def _cuts_first(frame: Any, height: int, width: int, crop: Crop) -> bool:
-        # The copy is worth its while for at most half of the picture. Odd heights take another way through swscale.
+        # The copy is worth its while for at most half of the picture. Odd heights and interlaced pictures take other
+        # ways through swscale, which mix neighbouring colour samples.
         return (
             frame.format.name in ("yuv420p", "yuvj420p")
             and (frame.height, frame.width) == (height, width)
+            and not frame.interlaced_frame
             and height % 2 == 0
             and 2 * crop.height * crop.width <= height * width
         )

@@ -87,7 +87,7 @@ class PacketSource:
         try:
             self._container = av.open(path, options=_OPEN_OPTIONS, metadata_errors="replace")
         except AV_FAILURES as error:
-            raise VideoError(self.path, f"not a video that can be opened: {short_reason(error)}") from error
+            raise VideoError(self.path, _why_not_opened(path, error)) from error
         streams = [s for s in self._container.streams.video if not int(s.disposition) & _ATTACHED_PICTURE]
         if not streams:
             kinds = sorted({stream.type for stream in self._container.streams})
@@ -204,3 +204,15 @@ class PacketSource:
                 self._packets = itertools.chain([packet], self._packets)
                 return True
         return False
+
+
+def _why_not_opened(path: str, error: Exception) -> str:
+    if isinstance(error, av.error.ArgumentError):
+        return "its content is not in a video format"
+    if isinstance(error, av.error.InvalidDataError):
+        with open(path, "rb") as file:
+            head = file.read(12)
+        if head[4:8] == b"ftyp":
+            return "an MP4 file without its table of contents (moov), or with a broken one: cut off or never finished"
+        return "its content is not that of a video"
+    return f"cannot be opened: {short_reason(error)}"
