@@ -31,6 +31,7 @@ COMMANDS: dict[str, Command] = {
     "similarity": Command("timegrain.tasks.embed:similarity", "a video's self-similarity matrix, as a picture"),
     "manifest scan": Command("timegrain.data.scan:scan", "list a folder of videos into a manifest"),
     "manifest check": Command("timegrain.data.check:check", "decode what training would decode; report coverage"),
+    "prepare": Command("timegrain.data.benchmarks.prepare:prepare", "join official annotations with your videos"),
     "eventworld": Command("timegrain.data.eventworld:eventworld", "generate videos with known events and boundaries"),
     "score gebd": Command("timegrain.metrics.score:score_gebd", "F1 of event boundaries, as the official programs"),
     "score vidsitu": Command("timegrain.metrics.score:score_vidsitu", "VidSitu verb scores, within-video matching"),

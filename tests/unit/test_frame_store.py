@@ -1,0 +1,87 @@
+"""A store of JPEG frames, read like any video."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import moving_square
+from timegrain.data.decoding import Crop, VideoError, open_video, probe
+from timegrain.data.frame_store import FrameStoreWriter
+
+
+@pytest.fixture
+def pictures():
+    return moving_square(12, height=41, width=63)
+
+
+@pytest.fixture
+def store(tmp_path, pictures):
+    path = tmp_path / "v.frames"
+    times = np.cumsum([0.0, *([0.04] * 6), *([0.1] * 5)])
+    with FrameStoreWriter(path, times, float(times[-1] + 0.1), quality=95) as writer:
+        for picture in pictures:
+            writer.add(picture)
+        writer.finish()
+    return path
+
+
+def test_what_it_holds(store):
+    info = probe(store)
+    assert (info.num_frames, info.width, info.height, info.rotation) == (12, 63, 41, 0)
+    assert info.duration_seconds == pytest.approx(0.84)
+    assert info.fps == pytest.approx(12 / 0.84)
+
+
+def test_frames_in_any_order_with_crop(store, pictures):
+    with open_video(store) as reader:
+        whole = reader.frames(np.array([5, 0, 5, 11]))
+        assert whole.shape == (4, 3, 41, 63)
+        assert whole.dtype == torch.uint8
+        assert whole.permute(0, 2, 3, 1).is_contiguous()
+        assert torch.equal(whole[0], whole[2])
+        difference = np.abs(whole.permute(0, 2, 3, 1).numpy().astype(int) - pictures[[5, 0, 5, 11]])
+        assert difference.mean() < 5  # JPEG; and the right frame: its neighbours differ by more
+        cut = reader.frames([0, 11], crop=Crop(3, 7, 20, 30))
+        assert torch.equal(cut, whole[[1, 3], :, 3:23, 7:37])
+        assert reader.frames([]).shape == (0, 3, 41, 63)
+
+
+def test_frames_by_time_and_in_a_stream(store):
+    with open_video(store) as reader:
+        assert torch.equal(reader.frames_at([0.0, 0.05, 0.84]), reader.frames([0, 1, 11]))
+        assert torch.equal(torch.stack(list(reader.stream(2, 9, 3))), reader.frames([2, 5, 8]))
+        assert len(list(reader.stream())) == reader.num_frames == 12
+        assert reader.timestamps[7] == pytest.approx(0.34)
+        with pytest.raises(ValueError, match="frame index 12 is outside"):
+            reader.frames([12])
+        with pytest.raises(ValueError, match="outside the video"):
+            reader.frames_at(2.0)
+        with pytest.raises(ValueError, match="does not fit"):
+            reader.frames([0], crop=Crop(0, 0, 42, 10))
+
+
+def test_damaged_stores_are_named(store, tmp_path):
+    data = store.read_bytes()
+    for name, content in (("empty", b""), ("cut", data[:-30]), ("front", data[40:]), ("text", b"x" * 5000)):
+        path = tmp_path / f"{name}.frames"
+        path.write_bytes(content)
+        with pytest.raises(VideoError, match=rf"{name}.frames: not a whole frame store"):
+            open_video(path)
+    store.write_bytes(data[:200] + bytes(400) + data[600:])
+    with open_video(store) as reader:
+        assert reader.frames([11]).shape == (1, 3, 41, 63)
+        with pytest.raises(VideoError, match="frame 0 is damaged"):
+            reader.frames([0, 11])
+    with pytest.raises(VideoError, match="can't be opened: No such file"):
+        open_video(tmp_path / "none.frames")
+
+
+def test_frames_must_fit_together(tmp_path, pictures):
+    with FrameStoreWriter(tmp_path / "v.frames", np.zeros(2), 1.0, quality=75) as writer:
+        writer.add(pictures[0])
+        with pytest.raises(VideoError, match="can't be stored"):
+            writer.add(pictures[0, 1:])
+        with pytest.raises(VideoError, match="1 frames where 2 were expected"):
+            writer.finish()
