@@ -493,6 +493,28 @@ def test_damage_later_on_leaves_earlier_frames(tmp_path: Path) -> None:
             reader.frames([62, 61, 60, 59])
 
 
+@pytest.mark.parametrize("name", ["h264", "hevc", "hevc, ts", "mpeg4, avi", "mpeg2, ps", "vp8", "vp9", "av1", "mjpeg"])
+@settings(max_examples=15)
+@given(data=st.data())
+def test_any_bytes_are_read_or_refused(name: str, folder: Path, data: st.DataObject) -> None:
+    """Whatever happens to a file, it gives frames or a VideoError: no other error, no crash, no hang."""
+    path, _ = made(name, folder)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 20))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    begin = data.draw(st.integers(0, len(content)))
+    content[begin : begin + data.draw(st.sampled_from([0, 0, 3, 2000]))] = b""
+    damaged = folder / f"damaged.{path.suffix}"
+    damaged.write_bytes(content)
+    try:
+        with open_video(damaged) as reader:
+            last = reader.num_frames - 1
+            frames = reader.frames([last, 0, last // 2])
+            assert frames.shape == (3, 3, reader.info.height, reader.info.width)
+    except VideoError as error:
+        assert error.reason  # noqa: PT017
+
+
 def test_name_says_nothing(folder: Path, tmp_path: Path) -> None:
     path, played = made("vp9", folder)
     disguised = tmp_path / "clip 100%, a:b.mp4"

@@ -234,8 +234,8 @@ class PyAVReader:
 
     def frames(self, indices: Sequence[int] | npt.NDArray[np.integer], *, crop: Crop | None = None) -> Tensor:
         """Frames by index, in one decoding pass."""
+        array = check_indices(indices, self.num_frames)
         while True:
-            array = check_indices(indices, self.num_frames)
             try:
                 return as_frames(self._collect(array, crop))
             except (_UnexpectedFrame, _UnexpectedSize) as error:

@@ -39,8 +39,8 @@ class Parser(Protocol):
     """Reads the packets of one stream in decoding order.
 
     Attributes:
-        order: How presentation order follows: by the packets' ``timestamps``, by the picture ``types``, or it is
-            the ``decoding`` order itself.
+        order: How presentation order follows: by the packets' ``timestamps`` (``gapless timestamps``: only if no
+            picture is missing), by the picture ``types``, or it is the ``decoding`` order itself.
         may_drop: Packets of disposable pictures can be left out without changing any other picture. To be asked after
             the last packet.
     """

@@ -31,6 +31,7 @@ class H264:
     def __init__(self, extradata: bytes) -> None:
         self._nal = _Nal(extradata, 4)
         self._sps: bytes | None = None
+        self._profile = 0
         self._plain = False
         self._begun = False
         self._count = OrderCount()
@@ -143,7 +144,8 @@ class H264:
 class HEVC:
     """H.265 / HEVC. Decoding begins at any IRAP picture, for the frames shown after it."""
 
-    order = "timestamps"
+    # Where pictures are missing, decoders leave out others that depend on them.
+    order = "gapless timestamps"
 
     def __init__(self, extradata: bytes) -> None:
         self._nal = _Nal(extradata, 21)

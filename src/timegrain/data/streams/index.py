@@ -251,6 +251,11 @@ def _display_order(kind: str, ticks: Int64, pictures: list[Picture], shown: npt.
     if np.abs(np.argsort(np.argsort(ticks)) - numbers).max() > _MAX_REORDER:
         raise Unsettled("time stamps that jump")
     # Some containers have decoding times alone, and some files have been cut and joined: the stream has the last word.
-    if (np.argsort(ticks) != np.argsort([picture.place for picture in pictures], kind="stable")).any():
+    places = np.array([picture.place for picture in pictures], np.int64)
+    if (np.argsort(ticks) != np.argsort(places, kind="stable")).any():
         raise Unsettled("time stamps that contradict the stream")
+    steps = np.diff(np.sort(places))
+    steps = steps[steps < 1 << 39]  # within a period of the order count
+    if kind == "gapless timestamps" and len(steps) and (steps != steps.min()).any():
+        raise Unsettled("pictures are missing")
     return ticks

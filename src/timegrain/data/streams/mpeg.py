@@ -100,7 +100,6 @@ class MPEG12(_Bidirectional):
     def __init__(self, extradata: bytes) -> None:
         super().__init__()
         self._headers: dict[int, bytes] = {}  # of the sequence: its header (0) and the extensions by number
-        self._extended = False
 
     def _check_header(self, key: int, unit: bytes) -> None:
         if self._headers.setdefault(key, unit) != unit:

@@ -100,7 +100,8 @@ class PacketSource:
             raise VideoError(self.path, "no decoder for its video codec")
         # Frame threads cost more for the same frames, and a loader has one process per core.
         self.decoder.thread_count = 1
-        self.decoder.options = {"max_pixels": str(_MAX_PIXELS)}
+        # explode: report damage rather than paint over it.
+        self.decoder.options = {"max_pixels": str(_MAX_PIXELS), "err_detect": "explode"}
         self._packets = self._demux()
         self._next = 0  # number of the packet that comes next
 
