@@ -49,6 +49,11 @@ def test_round_trip_gives_the_rows_back(tmp_path):
     )
     assert third.group == "g1"
     assert third.extra == {"colour": "red"}
+    assert (len(third.extra), list(third.extra), "size" in third.extra) == (1, ["colour"], False)
+    with pytest.raises(KeyError, match="size"):
+        third.extra["size"]
+    assert pickle.loads(pickle.dumps(third)) == third
+    assert len(pickle.dumps(third)) < 600
     assert (broken.num_frames, broken.fps, broken.codec, broken.error) == (0, 0.0, "", "no moov atom")
     assert [video.path for video in manifest] == manifest.column("path").to_pylist()
     with pytest.raises(IndexError):

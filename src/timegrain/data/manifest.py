@@ -77,6 +77,30 @@ class VideoRow:
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
+class _Extra(Mapping[str, Any]):
+    """A row's further columns, each turned into Python values when asked for: a movie may have thousands of boxes."""
+
+    def __init__(self, table: pa.Table, position: int, names: list[str]) -> None:
+        self._table, self._position, self._names = table, position, names
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._table[name][self._position].as_py()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+    def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[dict[str, Any]]]:
+        return dict, (dict(self),)  # the values travel, not the table
+
+
 class Manifest:
     """A list of videos, in a fixed order, of which a part may be selected.
 
@@ -273,8 +297,8 @@ class Manifest:
             raise IndexError(f"row {index} of a manifest of {len(self)}")
         number %= len(self)
         position = number if self._selected is None else int(self._selected[number])
-        values = {name: self._all_rows[name][position].as_py() for name in self._all_rows.column_names}
-        known = {name: values.pop(name) for name in SCHEMA.names}
+        table = self._all_rows
+        known = {name: table[name][position].as_py() for name in SCHEMA.names}
         known["path"] = self._absolute(known["path"])
         for name, empty in (
             ("num_frames", 0),
@@ -285,7 +309,8 @@ class Manifest:
             ("codec", ""),
         ):
             known[name] = empty if known[name] is None else known[name]
-        return VideoRow(**known, extra=values)
+        others = [name for name in table.column_names if name not in known]
+        return VideoRow(**known, extra=_Extra(table, position, others))
 
     def __iter__(self) -> Iterator[VideoRow]:
         return (self[index] for index in range(len(self)))
