@@ -1,0 +1,108 @@
+"""EventWorld: real files, known events, fresh videos for fresh seeds, and no label in a single pixel statistic."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from timegrain.cli import main
+from timegrain.data.decoding import open_video
+from timegrain.data.eventworld import EventWorldConfig, generate, world_config, write_world
+from timegrain.data.manifest import Manifest
+
+
+def test_a_video_is_a_function_of_seed_split_and_index():
+    config = EventWorldConfig()
+    one = generate(config, 5, "train", 3)
+    np.testing.assert_array_equal(one.frames, generate(config, 5, "train", 3).frames)
+    others = [generate(config, *key) for key in ((6, "train", 3), (5, "test", 3), (5, "train", 4))]
+    assert len({one.identity, *(other.identity for other in others)}) == 4
+    assert all((one.frames != other.frames).any() for other in others)
+
+
+@pytest.mark.parametrize("difficulty", ["easy", "medium", "hard"])
+def test_events_cover_the_video_and_every_boundary_changes_both_labels(difficulty):
+    config = world_config(difficulty)
+    counts = set()
+    for index in range(40):
+        video = generate(config, 1, "train", index)
+        events, duration = video.events, config.num_frames / config.fps
+        counts.add(len(events))
+        assert video.frames.shape == (config.num_frames, config.size, config.size, 3)
+        assert events[0].start_seconds == 0
+        assert events[-1].end_seconds == pytest.approx(duration)
+        for before, after in pairwise(events):
+            assert before.end_seconds == after.start_seconds
+            assert before.posture != after.posture
+            assert before.motion != after.motion
+        assert video.boundaries_seconds == tuple(event.start_seconds for event in events[1:])
+        shortest = min(event.end_seconds - event.start_seconds for event in events)
+        assert shortest >= (config.min_event_frames - 1) / config.fps
+    assert counts == set(range(config.min_events, config.max_events + 1))
+
+
+def statistics(frames: np.ndarray) -> list[float]:
+    """Numbers that look at pixels one by one: moments, quantiles and the change from frame to frame."""
+    grey = frames[..., 0].astype(float)
+    quantiles = np.quantile(grey, [0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99])
+    return [grey.mean(), grey.std(), grey.mean((1, 2)).std(), np.abs(np.diff(grey, axis=0)).mean(), *quantiles]
+
+
+def test_no_label_can_be_read_from_pixel_statistics():
+    config = EventWorldConfig()
+    rows: dict[str, list[tuple[list[float], str]]] = {"scene": [], "posture": [], "motion": []}
+    for index in range(500):
+        video = generate(config, 77, "train", index)
+        rows["scene"].append((statistics(video.frames), video.scene))
+        for event in video.events:
+            part = video.frames[round(event.start_seconds * config.fps) : round(event.end_seconds * config.fps)]
+            rows["posture"].append((statistics(part), event.posture))
+            rows["motion"].append((statistics(part), event.motion))
+    for label, pairs in rows.items():
+        features, labels = np.array([values for values, _ in pairs]), np.array([name for _, name in pairs])
+        half = len(labels) // 2
+        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)).fit(features[:half], labels[:half])
+        accuracy = model.score(features[half:], labels[half:])
+        chance = np.unique(labels[half:], return_counts=True)[1].max() / (len(labels) - half)
+        # All statistics at once. A scene's scale shows a little in how much pixels change from frame to frame.
+        margin = 0.12 if label == "scene" else 0.04
+        assert accuracy < chance + margin, (label, accuracy, chance)
+
+
+def test_files_decode_to_the_generated_frames_and_the_manifest_knows_them(tmp_path: Path):
+    manifest = write_world(tmp_path / "world", 4, 9, "train", num_test_videos=2, workers=1, preview=False)
+    assert [row.split for row in manifest] == ["train"] * 4 + ["test"] * 2
+    assert len({row.group for row in manifest}) == 6
+    for index in range(4):
+        row, video = manifest[index], generate(EventWorldConfig(), 9, "train", index)
+        with open_video(row.path) as reader:
+            decoded = reader.frames(np.arange(reader.num_frames)).permute(0, 2, 3, 1).numpy()
+        assert row.num_frames == len(decoded) == len(video.frames)
+        assert np.abs(decoded.astype(int) - video.frames).mean() < 6  # H.264 is lossy; levels of 255
+        assert list(row.extra["boundaries_seconds"]) == list(video.boundaries_seconds)
+        assert [event["posture"] for event in row.extra["events"]] == [event.posture for event in video.events]
+
+
+def test_the_command_goes_on_does_nothing_twice_and_refuses_other_arguments(tmp_path: Path, capsys):
+    out = tmp_path / "world"
+    command = ["eventworld", "--out", str(out), "--num-videos", "3", "--seed", "1", "--json"]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["splits"] == {"train": 3}
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.mp4")}
+    assert len(before) == 3
+    next(iter(before)).unlink()
+    (out / "manifest.parquet").unlink()
+    assert main(command) == 0  # as after an interruption: only what is missing is made
+    after = {path: path.stat().st_mtime_ns for path in out.rglob("*.mp4")}
+    assert after.keys() == before.keys()
+    assert sum(after[path] == before[path] for path in before) == 2
+    assert len(Manifest.open(out / "manifest.parquet")) == 3
+    assert main([*command[:-2], "2"]) == 2
+    assert "seed" in capsys.readouterr().err
