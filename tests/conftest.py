@@ -69,6 +69,14 @@ def moving_square(num_frames: int, height: int = 48, width: int = 64, seed: int 
     return frames.astype(np.uint8)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copies of manifests go to a folder of the tests, in this process and in those it starts."""
+    folder = tmp_path_factory.mktemp("timegrain-cache")
+    os.environ["TIMEGRAIN_CACHE"] = str(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of reference material (golden values, real clips); the test is skipped where it is absent."""

@@ -118,6 +118,11 @@ class _StreamedCrossEntropy(torch.autograd.Function):
         return query_gradient * scale, key_gradient * scale, None, None, None
 
 
+def _widened(values: Tensor) -> Tensor:
+    """In float32, or in float64 where they came so."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def info_nce(
     queries: Float[Tensor, "queries channels"],
     keys: Float[Tensor, "keys channels"],
@@ -138,10 +143,7 @@ def info_nce(
         The mean loss, and the share of queries whose positive has the highest score.
     """
     with torch.autocast(queries.device.type, enabled=False):
-        wide = torch.promote_types(queries.dtype, torch.float32)
-        loss, accuracy = _StreamedCrossEntropy.apply(
-            queries.to(wide), keys.to(wide), positives, ignored, temperature
-        )
+        loss, accuracy = _StreamedCrossEntropy.apply(_widened(queries), _widened(keys), positives, ignored, temperature)
         return loss, accuracy
 
 
@@ -242,12 +244,13 @@ class TeGLoss(nn.Module):
         return tuple(dict.fromkeys(level.head for level in self.levels))
 
     def names(self) -> list[str]:
-        """One name per level: the head's, with n and m where a head serves several levels."""
+        """One name per level: the head's, with n and m where a head serves several levels, and a number if need be."""
         heads = [level.head for level in self.levels]
-        return [
+        names = [
             level.head if heads.count(level.head) == 1 else f"{level.head}_{level.num_short}x{level.num_long}"
             for level in self.levels
         ]
+        return [name if names.count(name) == 1 else f"{name}_{place}" for place, name in enumerate(names)]
 
     def check_steps(self, short_steps: int, long_steps: int) -> None:
         """Raise a ValueError for an n or m beyond the time steps that the backbone leaves."""
@@ -277,7 +280,8 @@ class TeGLoss(nn.Module):
         results: dict[str, Tensor] = {}
         total = torch.zeros((), device=short_indices.device)
         for name, level in zip(self.names(), self.levels, strict=True):
-            short_steps, long_steps = short_projections[level.head], long_projections[level.head]
+            # Means and norms in float32 or wider, too, when autocast made the projections narrower.
+            short_steps, long_steps = _widened(short_projections[level.head]), _widened(long_projections[level.head])
             short = F.normalize(aggregate(short_steps, level.num_short), dim=-1)
             long = F.normalize(aggregate(long_steps, level.num_long), dim=-1)
             loss, accuracy = level_loss(

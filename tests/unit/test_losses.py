@@ -87,6 +87,8 @@ def test_several_levels_may_share_a_head():
     pyramid = TeGLoss([Level(1, m, 0.25, "fine") for m in (1, 2, 4, 8)])
     assert pyramid.names() == ["fine_1x1", "fine_1x2", "fine_1x4", "fine_1x8"]
     assert pyramid.heads == ("fine",)
+    twins = TeGLoss([Level(1, 4), Level(1, 4, same_video_negatives=True)])
+    assert twins.names() == ["fine_1x4_0", "fine_1x4_1"]
     with pytest.raises(ValueError, match="num_long = 8"):
         pyramid.check_steps(4, 4)
     with pytest.raises(ValueError, match="at least one level"):

@@ -51,9 +51,8 @@ def save_preview(path: Path, config: EventWorldConfig, seed: int, split: str, nu
     posture_axes = _titled(subfigures[-2], "posture: one per event", POSTURES)
     motion_axes = _titled(subfigures[-1], "motion: one per event, with the paths of the last 20 frames", MOTIONS)
     for axis, scene in zip(scene_axes, SCENES, strict=True):
-        index = next((index for index, script in enumerate(scripts) if script.scene == scene), None)
-        if index is not None:
-            axis.imshow(video(index).frames[config.num_frames // 2])
+        for found in [number for number, script in enumerate(scripts) if script.scene == scene][:1]:
+            axis.imshow(video(found).frames[config.num_frames // 2])
     for axis, posture in zip(posture_axes, POSTURES, strict=True):
         for index, first, last in _longest(scripts, "posture", posture, config.fps):
             axis.imshow(video(index).frames[(first + last) // 2])

@@ -18,7 +18,6 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 import cv2
@@ -26,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from timegrain.data.video import Crop, VideoError, VideoInfo, as_frames, check_crop, check_indices, indices_at
+from timegrain.data.video import Crop, KnownFramesReader, VideoError, VideoInfo, as_frames, check_crop, check_indices
 
 EXTENSION = ".frames"
 _MAGIC = b"TGFRAMES"
@@ -89,7 +88,7 @@ class FrameStoreWriter:
         self._file.close()
 
 
-class FrameStoreReader:
+class FrameStoreReader(KnownFramesReader):
     """Frames of a frame store; a :class:`timegrain.data.video.VideoReader`.
 
     Args:
@@ -139,21 +138,6 @@ class FrameStoreReader:
             rotation=0,
         )
 
-    @property
-    def info(self) -> VideoInfo:
-        """What the file holds."""
-        return self._info
-
-    @property
-    def num_frames(self) -> int:
-        """Number of frames."""
-        return self._info.num_frames
-
-    @property
-    def timestamps(self) -> npt.NDArray[np.float64]:
-        """When each frame appears: (num_frames,) seconds from the first."""
-        return self._timestamps
-
     def frames(self, indices: Sequence[int] | npt.NDArray[np.integer], *, crop: Crop | None = None) -> Tensor:
         """Frames by index; see :meth:`timegrain.data.video.VideoReader.frames`."""
         wanted = check_indices(indices, self.num_frames)
@@ -163,10 +147,6 @@ class FrameStoreReader:
         for number, index in enumerate(numbers):
             pictures[places == number] = self._picture(int(index))[top : top + height, left : left + width]
         return as_frames(pictures)
-
-    def frames_at(self, seconds: float | Sequence[float] | npt.NDArray[np.floating]) -> Tensor:
-        """Frames by time; see :meth:`timegrain.data.video.VideoReader.frames_at`."""
-        return self.frames(indices_at(seconds, self._timestamps, self._info.duration_seconds))
 
     def stream(self, start: int = 0, stop: int | None = None, step: int = 1) -> Iterator[Tensor]:
         """Frames one after the other; see :meth:`timegrain.data.video.VideoReader.stream`."""
@@ -186,11 +166,3 @@ class FrameStoreReader:
     def close(self) -> None:
         """Give the file back."""
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

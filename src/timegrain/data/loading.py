@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -58,6 +59,11 @@ class EpochBatchSampler(Sampler[list[Key]]):
             yield [(self.epoch, int(index)) for index in batch]
 
 
+def _one_thread(worker: int) -> None:
+    """OpenCV starts a thread per core by itself; with a worker per core that is a crowd."""
+    cv2.setNumThreads(0)
+
+
 class ResumableLoader(DataLoader[Any]):
     """A DataLoader whose state is how many batches of the epoch have been handed out.
 
@@ -86,6 +92,7 @@ class ResumableLoader(DataLoader[Any]):
             collate_fn=collate,
             num_workers=num_workers,
             pin_memory=pin_memory,
+            worker_init_fn=_one_thread,
             generator=torch.Generator(),  # its own, or every pass would draw from the global one
             persistent_workers=num_workers > 0,  # keys carry their epoch, so workers need not start anew for each
         )

@@ -14,15 +14,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
 from timegrain.data.pyav_reader import PyAVReader
-from timegrain.data.video import Crop, VideoError, VideoInfo, check_crop, check_indices, indices_at, short_reason
+from timegrain.data.video import Crop, KnownFramesReader, VideoError, check_crop, check_indices, short_reason
 
 _CHUNK = 16  # frames decoded at a time by `stream`
 _FAILURES = (RuntimeError, ValueError, IndexError, OSError)
@@ -44,7 +43,7 @@ def _decoder_class() -> Any:
         ) from error
 
 
-class TorchCodecReader:
+class TorchCodecReader(KnownFramesReader):
     """Reads with torchcodec; see :class:`timegrain.data.video.VideoReader` for the methods.
 
     Args:
@@ -78,21 +77,6 @@ class TorchCodecReader:
     def _error(self, reason: str) -> VideoError:
         return VideoError(self._path, f"torchcodec cannot be relied on here, use decoder='pyav': {reason}")
 
-    @property
-    def info(self) -> VideoInfo:
-        """What the file holds."""
-        return self._info
-
-    @property
-    def num_frames(self) -> int:
-        """Number of frames."""
-        return self._info.num_frames
-
-    @property
-    def timestamps(self) -> npt.NDArray[np.float64]:
-        """(num_frames,) seconds from the first frame."""
-        return self._timestamps
-
     def frames(self, indices: Sequence[int] | npt.NDArray[np.integer], *, crop: Crop | None = None) -> Tensor:
         """Frames by index."""
         array = check_indices(indices, self.num_frames)
@@ -118,10 +102,6 @@ class TorchCodecReader:
         """Seconds by which the time of a frame may be off: less than half the shortest step."""
         return 0.4 * float(np.diff(self._timestamps).min()) if self.num_frames > 1 else 1.0
 
-    def frames_at(self, seconds: float | Sequence[float] | npt.NDArray[np.floating]) -> Tensor:
-        """The frames shown at the given times."""
-        return self.frames(indices_at(seconds, self._timestamps, self._info.duration_seconds))
-
     def stream(self, start: int = 0, stop: int | None = None, step: int = 1) -> Iterator[Tensor]:
         """Frames one after the other."""
         if start < 0 or step < 1 or (stop is not None and stop < 0):
@@ -133,11 +113,3 @@ class TorchCodecReader:
     def close(self) -> None:
         """Give the file back."""
         self._decoder = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

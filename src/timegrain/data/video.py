@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -132,6 +133,48 @@ class VideoReader(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+class KnownFramesReader(ABC):
+    """What readers do alike that know a video's facts and time stamps as soon as it is open."""
+
+    _info: VideoInfo
+    _timestamps: npt.NDArray[np.float64]
+
+    @property
+    def info(self) -> VideoInfo:
+        """What the file holds."""
+        return self._info
+
+    @property
+    def num_frames(self) -> int:
+        """Number of frames."""
+        return self._info.num_frames
+
+    @property
+    def timestamps(self) -> npt.NDArray[np.float64]:
+        """When each frame appears: (num_frames,) seconds from the first."""
+        return self._timestamps
+
+    @abstractmethod
+    def frames(self, indices: Sequence[int] | npt.NDArray[np.integer], *, crop: Crop | None = None) -> Tensor:
+        """Frames by index; see :meth:`VideoReader.frames`."""
+
+    def frames_at(self, seconds: float | Sequence[float] | npt.NDArray[np.floating]) -> Tensor:
+        """Frames by time; see :meth:`VideoReader.frames_at`."""
+        return self.frames(indices_at(seconds, self._timestamps, self._info.duration_seconds))
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give the file back."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 # ---- what every reader does the same way --------------------------------------------------------------------------

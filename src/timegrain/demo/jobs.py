@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -89,6 +90,7 @@ def run_job(job: Job) -> Done:
     """Do one job; everything it prints goes to ``log.txt`` in its folder."""
     job.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
+    cv2.setNumThreads(0)
     with (job.out / "log.txt").open("a") as log, contextlib.redirect_stderr(log), contextlib.redirect_stdout(log):
         started = time.perf_counter()
         encoder = _encoder(job)
@@ -159,15 +161,15 @@ def _supervised(job: Job) -> VideoEncoder:
         classes = list(manifest.class_names)
         of_video = torch.tensor([classes.index(str(row.label)) for row in rows])
 
-        def targets(index: Tensor, positions: Tensor) -> Tensor:
+        def targets(index: Tensor, positions: Tensor, num_steps: int) -> Tensor:
             return of_video[index]
     else:
         classes = sorted({event.label for row in rows for event in events_of(row)})
         # the class of every source frame of every video, looped videos included by their remainder
         of_frame = [torch.tensor([classes.index(label) for label in _labels_by_frame(row)]) for row in rows]
 
-        def targets(index: Tensor, positions: Tensor) -> Tensor:
-            steps = time_step_positions(positions, positions.shape[1] // 2).round().long()
+        def targets(index: Tensor, positions: Tensor, num_steps: int) -> Tensor:
+            steps = time_step_positions(positions, num_steps).round().long()
             return torch.stack([of_frame[i][p % len(of_frame[i])] for i, p in zip(index.tolist(), steps, strict=True)])
 
     return train_supervised(

@@ -9,6 +9,7 @@ Axes: B videos, C channels, T time, H W space, D feature size; T' = time steps t
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -122,7 +123,7 @@ def _norm(channels: int) -> nn.BatchNorm3d:
     return nn.BatchNorm3d(channels, eps=NORM_EPS, momentum=NORM_MOMENTUM)
 
 
-class _Block(nn.Module):
+class _Block(nn.Module, ABC):
     """What both residual blocks share: relu(branch(x) + shortcut(x))."""
 
     expansion: int
@@ -135,8 +136,8 @@ class _Block(nn.Module):
             self.shortcut_conv = Conv3d(in_channels, width * self.expansion, (1, 1, 1), stride, padding)
             self.shortcut_norm = _norm(width * self.expansion)
 
-    def _branch(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _branch(self, x: Tensor) -> Tensor: ...
 
     def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d t h2 w2"]:
         """(B, C, T, H, W) -> (B, D, T, H', W')."""

@@ -17,6 +17,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from timegrain.metrics.boundary_f1 import BoundaryVideo, f1_score, match_boundaries
+
 Array = npt.NDArray[np.float64]
 
 TOLERANCE = 0.05  # share of the video's duration, the headline threshold of Kinetics-GEBD
@@ -130,18 +132,10 @@ def boundary_f1(
         truth: Per video, seconds; each takes its nearest free detection, in order.
         durations: Per video, seconds.
     """
-    hits = 0
-    for found, true, duration in zip(detections, truth, durations, strict=True):
-        free = list(found)
-        for boundary in true:
-            if not free:
-                break
-            nearest = min(range(len(free)), key=lambda i: abs(free[i] - boundary))
-            if abs(free[nearest] - boundary) <= TOLERANCE * duration:
-                hits += 1
-                free.pop(nearest)
-    total = sum(map(len, detections)) + sum(map(len, truth))
-    return 2 * hits / total if total else 0.0
+    videos = [BoundaryVideo(d, d, (tuple(t),)) for t, d in zip(truth, durations, strict=True)]
+    matches = match_boundaries(videos, detections, (TOLERANCE,))
+    sums = (matches.true_positives.sum(), matches.num_positives.sum(), matches.num_detections.sum())
+    return float(f1_score(*sums)[2])
 
 
 def _classifier(strength: float) -> Pipeline:

@@ -16,7 +16,7 @@ from timegrain.models.hub import EncoderConfig, VideoEncoder
 from timegrain.optim import OptimConfig, build_optimizer, schedule
 from timegrain.progress import track
 
-Targets = Callable[[Tensor, Tensor], Tensor]
+Targets = Callable[[Tensor, Tensor, int], Tensor]
 
 
 def train_supervised(
@@ -36,8 +36,8 @@ def train_supervised(
         clips: Training data; only the long clip of each pair is used, with the same augmentation as in pre-training.
         config: The encoder; its projection heads are not trained.
         num_classes: Of the classifier.
-        targets: From video indices (B,) and source-frame positions (B, frames) to classes, one per clip (B,) or one per
-            time step (B, steps); -1 where there is nothing to learn.
+        targets: From video indices (B,), source-frame positions (B, frames) and the number of time steps to classes, one
+            per clip (B,) or one per time step (B, steps); -1 where there is nothing to learn.
         steps: Optimiser steps.
         batch_size: Clips per step.
         optim: Optimiser; the schedule is the one of pre-training.
@@ -62,7 +62,7 @@ def train_supervised(
             batches, done = iter(loader), step + len(sampler)
         batch = next(batches)
         features = encoder(apply_augmentation(batch["long_clip"], batch["long_augmentation"]))
-        wanted = targets(batch["index"], batch["long_indices"])
+        wanted = targets(batch["index"], batch["long_indices"], features.shape[1])
         if wanted.ndim == 1:
             logits = classifier(features.mean(1))
         else:
