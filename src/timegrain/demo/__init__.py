@@ -35,7 +35,7 @@ def demo(*, out: Path = Path("runs/demo"), quick: bool = False, seed: int = 0, j
 
     Three worlds of fresh videos (one with `--quick`), and in each: TeG-PS, TeG-FG and α = 0.5, supervised training as the
     ceiling, random weights, raw pixels and constant answers as floors. Sized for ten minutes on two idle CPU cores, or
-    two minutes with `--quick`. The same command again keeps what is done.
+    two minutes with `--quick`. The same command again keeps what is trained.
 
     Args:
         out: Folder of everything; ends with report.html and results.json.
@@ -44,7 +44,7 @@ def demo(*, out: Path = Path("runs/demo"), quick: bool = False, seed: int = 0, j
         json: Print the results as one JSON object.
     """
     started = time.time()
-    num_train, num_test, steps = (320, 160, 160) if quick else (600, 400, 300)
+    num_train, num_test, steps = (320, 160, 130) if quick else (600, 400, 240)
     worlds = {seed + i: out / "worlds" / f"seed{seed + i}" for i in range(1 if quick else 3)}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     spent: dict[str, float] = {}
