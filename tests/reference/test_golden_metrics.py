@@ -8,7 +8,6 @@ import math
 import numpy as np
 import pytest
 
-from timegrain.data.benchmarks.safe_pickle import load_pickle
 from timegrain.metrics.boundary_f1 import BoundaryF1, boundaries_from_scores, f1_score, match_boundaries
 from timegrain.metrics.frame_files import read_boxes, read_frames, read_label_map, without_frames
 from timegrain.metrics.frame_map import FrameMAP
@@ -23,6 +22,7 @@ from timegrain.metrics.inputs import (
 from timegrain.metrics.retrieval import RetrievalRecall
 from timegrain.metrics.topk import TopKAccuracy
 from timegrain.metrics.verbs import VerbScores
+from timegrain.safe_pickle import load_pickle
 
 PROGRAMS = {
     "challenge": ("challenge_eval_seconds", "pred_timestamps.pkl"),

@@ -17,7 +17,7 @@ from timegrain.data.benchmarks.gebd import (
     official_boundaries,
     read_gebd,
 )
-from timegrain.data.benchmarks.safe_pickle import load_pickle
+from timegrain.safe_pickle import load_pickle
 
 
 def event(start, end=None):

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from timegrain.data.benchmarks.safe_pickle import Record, load_pickle
+from timegrain.safe_pickle import Record, load_pickle
 
 
 def write(folder: Path, value: object, protocol: int = 4) -> Path:

@@ -1,7 +1,7 @@
 """Reading the files that are scored: each is checked whole before anything is computed.
 
 A message names the file and the line, id or entry that is wrong. Pickles run nothing (see
-:mod:`timegrain.data.benchmarks.safe_pickle`).
+:mod:`timegrain.safe_pickle`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from timegrain.data.benchmarks.safe_pickle import load_pickle
 from timegrain.metrics.boundary_f1 import BoundaryVideo, Missing
+from timegrain.safe_pickle import load_pickle
 
 StrPath = str | os.PathLike[str]
 EVENTS = ("Ev1", "Ev2", "Ev3", "Ev4", "Ev5")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from timegrain.data.benchmarks.joining import Benchmark, Listed, youtube_clip
-from timegrain.data.benchmarks.safe_pickle import load_pickle
+from timegrain.safe_pickle import load_pickle
 
 GroundTruth = Literal["official", "corrected"]
 Entry = Mapping[str, Any]
