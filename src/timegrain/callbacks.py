@@ -5,11 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
-import platform
-import subprocess
 import sys
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from timegrain.data.transforms import to_model_input
 from timegrain.files import atomic_path
 from timegrain.models.hub import VideoEncoder
 from timegrain.monitors import knn_leave_one_out, same_video_retrieval
+from timegrain.provenance import provenance
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -257,27 +255,7 @@ def run_record(out: Path, facts: dict[str, Any]) -> None:
         facts: What else to note; keys of an earlier record are kept where not given anew.
     """
     path = out / "run.json"
-    packages = ("timegrain", "torch", "torchvision", "lightning", "av", "numpy", "pyarrow", "opencv-python-headless")
-    source = Path(__file__).parent
-    git = subprocess.run(
-        ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=40"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    record = {
-        **(json.loads(path.read_text()) if path.exists() else {}),
-        "command": sys.argv,
-        "git": git.stdout.strip() or None,
-        "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in packages},
-        "machine": {
-            "system": platform.platform(),
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        },
-        **facts,
-    }
+    before = json.loads(path.read_text()) if path.exists() else {}
+    record = {**before, **provenance(), **facts}
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n")

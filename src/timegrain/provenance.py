@@ -1,0 +1,42 @@
+"""Which code, versions and machine a number came from; every run and every result carries it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("timegrain", "torch", "torchvision", "lightning", "av", "numpy", "pyarrow", "opencv-python-headless")
+
+
+def provenance() -> dict[str, Any]:
+    """What was typed, the commit, versions of the libraries that decide numbers, and the machine.
+
+    Returns:
+        ``command``, ``git`` (the commit, ``-dirty`` with uncommitted changes, None outside a checkout), ``python``,
+        ``versions`` and ``machine``; JSON values only.
+    """
+    import torch
+
+    git = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {
+        "command": sys.argv,
+        "git": git.stdout.strip() or None,
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in _PACKAGES},
+        "machine": {
+            "system": platform.platform(),
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
+    }

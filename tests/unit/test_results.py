@@ -1,0 +1,65 @@
+"""result.json: what is written is read back; what is no result is refused by name."""
+
+import json
+
+import pytest
+
+from timegrain.report.results import Result, Row, find_results, method_name, read_result, write_result
+
+
+def a_result(seed: int = 0, score: float = 0.5) -> Result:
+    rows = [Row("TeG-FG", {"top1": score}, seed=seed), Row("majority", {"top1": 0.25}, "floor")]
+    return Result("ucf101", "linear probe", {"top1": "top-1"}, rows, {"views": 3}, {"present": 4}, 12)
+
+
+def test_round_trip_with_provenance(tmp_path):
+    path = write_result(tmp_path, a_result())
+    back = read_result(path)
+    assert back.rows == a_result().rows
+    assert (back.benchmark, back.protocol, back.coverage, back.num_test) == ("ucf101", {"views": 3}, {"present": 4}, 12)
+    assert back.provenance["versions"]["torch"]
+    assert back.provenance["machine"]["cores"] >= 1
+
+
+def test_results_are_found_in_folders_once(tmp_path):
+    write_result(tmp_path / "a", a_result(0))
+    write_result(tmp_path / "b" / "deep", a_result(1))
+    found = find_results([tmp_path, tmp_path / "a" / "result.json"])
+    assert [result.rows[0].seed for _, result in found] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "Expecting"),
+        ("[]", "does not say"),
+        ('{"form": "timegrain-result/1"}', "rows"),
+        (json.dumps({"form": "timegrain-result/1", "rows": [{"method": "a", "scores": {"x": "high"}}]}), "missing"),
+    ],
+)
+def test_a_file_that_is_no_result_is_named(tmp_path, text, reason):
+    (tmp_path / "result.json").write_text(text)
+    with pytest.raises(ValueError, match=r"result\.json is not a result of TimeGrain.*" + reason):
+        find_results([tmp_path])
+
+
+def test_missing_and_empty_runs_are_named(tmp_path):
+    with pytest.raises(ValueError, match="nowhere does not exist"):
+        find_results([tmp_path / "nowhere"])
+    with pytest.raises(ValueError, match="holds no result"):
+        find_results([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("trained", "name"),
+    [
+        ({"objective": "TeG", "alpha": 0}, "TeG-PS"),
+        ({"objective": "TeG", "alpha": 0.9}, "TeG-FG"),
+        ({"objective": "TeG", "alpha": 0.5}, "TeG (α = 0.5)"),
+        ({"objective": "TeG", "alpha": None, "levels": [{"num_short": 2, "num_long": 4}]}, "TeG levels 2x4"),
+        ({"objective": "CVRL"}, "CVRL"),
+        ({}, "weights"),
+    ],
+)
+def test_methods_are_named_by_their_training(trained, name):
+    assert method_name(trained) == name
