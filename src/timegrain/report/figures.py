@@ -3,51 +3,20 @@
 from __future__ import annotations
 
 import csv
-import io
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
-from cycler import cycler
-
-mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+
+from timegrain.report.drawing import COLOURS, INK, RIGHT, WRONG, style, to_png
 
 Array = npt.NDArray[np.floating]
 Picture = npt.NDArray[np.uint8]
-
-# Blue, orange, green, red, purple, brown of Paul Tol's "bright" and "muted" schemes: apart for colour-blind readers.
-COLOURS = ("#4477AA", "#EE7733", "#228833", "#CC3311", "#AA3377", "#997700", "#33BBEE", "#666666")
-RIGHT, WRONG = "#228833", "#CC3311"
-_INK = "#333333"
-_STYLE: Any = {
-    "font.family": "sans-serif",
-    "font.size": 8.5,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": "#999999",
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 9,
-    "axes.prop_cycle": cycler(color=COLOURS),
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "xtick.labelsize": 7.5,
-    "ytick.labelsize": 7.5,
-    "xtick.major.width": 0.7,
-    "ytick.major.width": 0.7,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-}
 
 
 @dataclass(frozen=True)
@@ -61,19 +30,6 @@ class Neighbours:
 
     query: tuple[Picture, str]
     found: Sequence[tuple[Picture, str]]
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=130, bbox_inches="tight", pad_inches=0.06, facecolor="white")
-    plt.close(figure)
-    return buffer.getvalue()
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    with mpl.rc_context(_STYLE):
-        yield
 
 
 def cosine_matrix(features: Array) -> Array:
@@ -115,7 +71,7 @@ def self_similarity(
     cell = side / max(1, len(frames))
     aspect = frames[0].shape[1] / frames[0].shape[0] if frames else 1.0
     across, down = (cell / aspect, min(1.2, cell * aspect)) if frames else (0.0, 0.0)
-    with _style():
+    with style():
         figure = plt.figure(figsize=(down + side + 0.6, across + side))
         width, height = figure.get_size_inches()
         box = (down / width, 0.0, side / width, side / height)
@@ -147,7 +103,7 @@ def self_similarity(
         bar.set_label("cosine similarity of the time steps")
         if title:
             figure.text(box[0], 1.0 + 0.05 / height, title, fontsize=10, ha="left", va="bottom")
-        return _png(figure)
+        return to_png(figure)
 
 
 def similarity_rows(
@@ -159,7 +115,7 @@ def similarity_rows(
         videos: Per video: frames (T, H, W, 3), features (steps, D) by name, true boundaries in seconds, duration.
     """
     columns = len(videos[0][1])
-    with _style():
+    with style():
         # Three lines a video: its frames, its matrices, and room for the numbers under them.
         figure, axes = plt.subplots(
             3 * len(videos), columns, figsize=(2.1 * columns, 2.6 * len(videos)),
@@ -185,7 +141,7 @@ def similarity_rows(
                     main.set_yticklabels([])
                 if row == len(videos) - 1:
                     main.set_xlabel("seconds")
-        return _png(figure)
+        return to_png(figure)
 
 
 def run_losses(runs: Mapping[str, Path]) -> dict[str, tuple[Array, Array, float]]:
@@ -222,7 +178,7 @@ def loss_curves(curves: Mapping[str, tuple[Array, Array, float]]) -> bytes:
     Args:
         curves: By name: steps, loss, chance loss.
     """
-    with _style():
+    with style():
         figure, axis = plt.subplots(figsize=(6.6, 2.9))
         for name, (steps, loss, chance) in curves.items():
             values = np.asarray(loss) / chance
@@ -234,7 +190,7 @@ def loss_curves(curves: Mapping[str, tuple[Array, Array, float]]) -> bytes:
         axis.set_ylabel("loss / loss of guessing")
         axis.set_ylim(bottom=0)
         axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02))
-        return _png(figure)
+        return to_png(figure)
 
 
 def _smooth(values: Array) -> Array:
@@ -255,12 +211,12 @@ def boundary_timelines(
     Args:
         videos: Per video: true boundaries, then by method (times, probabilities, detections), then the duration.
     """
-    with _style():
+    with style():
         figure, axes = plt.subplots(len(videos), 1, figsize=(7.4, 1.35 * len(videos)), squeeze=False)
         for axis, (truth, methods, duration) in zip(axes[:, 0], videos, strict=True):
             for boundary in truth:
                 axis.axvspan(boundary - 0.05 * duration, boundary + 0.05 * duration, color="#eeeeee", lw=0)
-                axis.axvline(boundary, color=_INK, lw=1)
+                axis.axvline(boundary, color=INK, lw=1)
             for position, (name, (times, probability, found)) in enumerate(methods.items()):
                 colour = COLOURS[position % len(COLOURS)]
                 axis.plot(times, probability, color=colour, lw=1.2, label=name)
@@ -271,7 +227,7 @@ def boundary_timelines(
         axes[0, 0].legend(loc="lower left", ncols=4, bbox_to_anchor=(0, 1.0))
         axes[-1, 0].set_xlabel("seconds")
         figure.tight_layout()
-        return _png(figure)
+        return to_png(figure)
 
 
 def nearest_neighbours(rows: Sequence[Neighbours]) -> bytes:
@@ -283,14 +239,14 @@ def nearest_neighbours(rows: Sequence[Neighbours]) -> bytes:
     columns = 2 + max(len(row.found) for row in rows)  # the query, a gap, the neighbours
     shape = rows[0].query[0].shape
     cell_width, cell_height = 1.25, 1.25 * shape[0] / shape[1]
-    with _style():
+    with style():
         figure, axes = plt.subplots(
             len(rows), columns, figsize=(cell_width * columns - 1, (cell_height + 0.24) * len(rows)), squeeze=False,
             gridspec_kw={"width_ratios": [1, 0.1] + [1] * (columns - 2), "wspace": 0.06, "hspace": 0.26},
         )  # fmt: skip
         for line, row in zip(axes, rows, strict=True):
             picture, label = row.query
-            _thumbnail(line[0], picture, label, _INK)
+            _thumbnail(line[0], picture, label, INK)
             for axis, (picture, found) in zip(line[2:], row.found, strict=False):
                 right = found == label
                 _thumbnail(axis, picture, f"{'✓' if right else '✗'} {found}", RIGHT if right else WRONG)
@@ -298,7 +254,7 @@ def nearest_neighbours(rows: Sequence[Neighbours]) -> bytes:
                 axis.axis("off")
         for axis, text in zip(axes[0], ["query", "", "nearest", *(f"{i}." for i in range(2, columns))], strict=False):
             axis.set_title(text, fontsize=8.5, color="#777777", pad=5)
-        return _png(figure)
+        return to_png(figure)
 
 
 def _thumbnail(axis: Axes, picture: Picture, text: str, colour: str) -> None:
@@ -319,14 +275,14 @@ def points(scores: Mapping[str, Sequence[float]], label: str, references: Mappin
         label: What is measured, for the axis.
         references: Values to mark by a dotted line, such as that of guessing.
     """
-    with _style():
+    with style():
         figure, axis = plt.subplots(figsize=(6.4, 0.55 + 0.34 * len(scores)))
         for position, values in enumerate(scores.values()):
             mean = float(np.mean(values))
             if len(values) > 1:
                 spread = float(np.std(values, ddof=1))
                 axis.plot([mean - spread, mean + spread], [position] * 2, color="#bbbbbb", lw=5, solid_capstyle="butt")
-            axis.plot([mean] * 2, [position - 0.28, position + 0.28], color=_INK, lw=1.6)
+            axis.plot([mean] * 2, [position - 0.28, position + 0.28], color=INK, lw=1.6)
             axis.plot(values, [position] * len(values), "o", color=COLOURS[0], ms=4.5, mew=0, alpha=0.85)
         for name, value in (references or {}).items():
             axis.axvline(value, color="#999999", lw=0.8, ls=":", zorder=0)
@@ -338,4 +294,4 @@ def points(scores: Mapping[str, Sequence[float]], label: str, references: Mappin
         axis.tick_params(left=False)
         axis.grid(axis="x", color="#eeeeee", lw=0.7)
         axis.set_axisbelow(True)
-        return _png(figure)
+        return to_png(figure)
