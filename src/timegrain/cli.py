@@ -27,6 +27,8 @@ COMMANDS: dict[str, Command] = {
     "demo": Command("timegrain.demo:demo", "generate videos, pre-train, evaluate, write a report page"),
     "pretrain": Command("timegrain.tasks.pretrain:pretrain", "pre-train TeG on a folder or manifest of videos"),
     "probe": Command("timegrain.tasks.probe:probe", "linear probe, kNN and retrieval on frozen features"),
+    "sweep": Command("timegrain.tasks.sweep:sweep", "pre-train and evaluate settings x seeds; draw the figure"),
+    "report": Command("timegrain.report.results_page:report", "results of many runs as one page and one table"),
     "embed": Command("timegrain.tasks.embed:embed", "features of videos of any length, as Parquet"),
     "similarity": Command("timegrain.tasks.embed:similarity", "a video's self-similarity matrix, as a picture"),
     "manifest scan": Command("timegrain.data.scan:scan", "list a folder of videos into a manifest"),
