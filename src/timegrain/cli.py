@@ -35,11 +35,11 @@ COMMANDS: dict[str, Command] = {
     "manifest check": Command("timegrain.data.check:check", "decode what training would decode; report coverage"),
     "prepare": Command("timegrain.data.benchmarks.prepare:prepare", "join official annotations with your videos"),
     "eventworld": Command("timegrain.data.eventworld:eventworld", "generate videos with known events and boundaries"),
-    "score gebd": Command("timegrain.metrics.score:score_gebd", "F1 of event boundaries, as the official programs"),
-    "score vidsitu": Command("timegrain.metrics.score:score_vidsitu", "VidSitu verb scores, within-video matching"),
-    "score ava": Command("timegrain.metrics.score:score_ava", "frame-mAP of AVA and AVA-Kinetics"),
-    "score topk": Command("timegrain.metrics.score:score_topk", "multi-view top-1, top-5 and mean class accuracy"),
-    "score retrieval": Command("timegrain.metrics.score:score_retrieval", "nearest-neighbour retrieval, recall at k"),
+    "score gebd": Command("timegrain.tasks.score:score_gebd", "F1 of event boundaries, as the official programs"),
+    "score vidsitu": Command("timegrain.tasks.score:score_vidsitu", "VidSitu verb scores, within-video matching"),
+    "score ava": Command("timegrain.tasks.score:score_ava", "frame-mAP of AVA and AVA-Kinetics"),
+    "score topk": Command("timegrain.tasks.score:score_topk", "multi-view top-1, top-5 and mean class accuracy"),
+    "score retrieval": Command("timegrain.tasks.score:score_retrieval", "nearest-neighbour retrieval, recall at k"),
     "floors gebd": Command("timegrain.tasks.floors:floors_gebd", "GEBD without a model: even spacing, people"),
     "floors vidsitu": Command("timegrain.tasks.floors:floors_vidsitu", "VidSitu without a model: constants, people"),
     "floors kinetics": Command("timegrain.tasks.floors:floors_kinetics", "the most frequent class"),
@@ -97,7 +97,6 @@ def _unknown(arguments: Sequence[str]) -> str:
 
 def _prepare(arguments: Sequence[str], parameters: Sequence[inspect.Parameter]) -> list[str]:
     """What shells are used to: `--num-videos` for `--num_videos`, `--json` alone, `a b c` as a list."""
-    import json
     import re
 
     flags = {f"--{parameter.name}" for parameter in parameters if parameter.annotation in (bool, "bool")}
@@ -106,12 +105,24 @@ def _prepare(arguments: Sequence[str], parameters: Sequence[inspect.Parameter]) 
         following = prepared[position + 1 : position + 2]
         if prepared[position] in flags and following not in (["true"], ["false"]):
             prepared[position] += "=true"
-    first = next(iter(parameters), None)
-    if first is not None and str(first.annotation).startswith("list["):
-        count = next((i for i, word in enumerate(prepared) if word.startswith("-")), len(prepared))
-        if count:
-            prepared = [json.dumps(prepared[:count]), *prepared[count:]]
+    lists = [parameter for parameter in parameters if str(parameter.annotation).startswith("list[")]
+    if lists and lists[0] is parameters[0]:
+        prepared = _as_list(prepared, 0)
+    for parameter in lists:
+        if f"--{parameter.name}" in prepared:
+            prepared = _as_list(prepared, prepared.index(f"--{parameter.name}") + 1)
     return prepared
+
+
+def _as_list(words: list[str], start: int) -> list[str]:
+    """Words from a position up to the next option as one list; a list in JSON stays what it is."""
+    import json
+
+    stop = next((place for place in range(start, len(words)) if words[place].startswith("-")), len(words))
+    given = words[start:stop]
+    if not given or (len(given) == 1 and given[0].startswith("[")):
+        return words
+    return [*words[:start], json.dumps(given), *words[stop:]]
 
 
 def _call(name: str, arguments: Sequence[str]) -> Any:
@@ -119,7 +130,15 @@ def _call(name: str, arguments: Sequence[str]) -> Any:
     import inspect
     import re
 
-    from jsonargparse import ArgumentParser, auto_cli
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter, auto_cli
+
+    class Formatter(DefaultHelpFormatter):
+        """Keeps the paragraphs of a command's description, and lines that are indented."""
+
+        def _fill_text(self, text: str, width: int, indent: str) -> str:
+            paragraphs = inspect.cleandoc(text).split("\n\n")
+            fill = super()._fill_text
+            return "\n\n".join(part if part.startswith("  ") else fill(part, width, indent) for part in paragraphs)
 
     class Parser(ArgumentParser):
         """A parser whose complaints are one message, without the usage of every option."""
@@ -137,7 +156,15 @@ def _call(name: str, arguments: Sequence[str]) -> Any:
     module, function = COMMANDS[name].target.split(":")
     command = getattr(importlib.import_module(module), function)
     prepared = _prepare(arguments, list(inspect.signature(command).parameters.values()))
-    return auto_cli(command, args=prepared, prog=f"timegrain {name}", parser_class=Parser)
+    description = re.split(r"\n\s*(?:Args|Returns|Raises):\n", inspect.getdoc(command) or "")[0]
+    return auto_cli(
+        command,
+        args=prepared,
+        prog=f"timegrain {name}",
+        parser_class=Parser,
+        formatter_class=Formatter,
+        description=description,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -171,6 +198,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("TIMEGRAIN_DEBUG"):
             raise
         print(f"timegrain {name}: error: {error}", file=sys.stderr)
+        return 2
+    except MemoryError:
+        print(f"timegrain {name}: error: not enough memory for this input", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"timegrain {name}: interrupted", file=sys.stderr)

@@ -247,6 +247,22 @@ def test_probe_scores_and_remembers(weights, video_folder, tmp_path, capsys, mon
     assert json.loads((out / "probe.json").read_text())["scores"] == record["scores"]
 
 
+def test_probe_states_the_coverage_of_a_benchmark(weights, video_folder, tmp_path, capsys):
+    made = Manifest.open(write_manifest(video_folder, tmp_path / "plain.parquet"))
+    rows = [{name: value for name, value in vars(row).items() if name != "extra"} for row in made]
+    splits = {"train": {"listed": 9, "found": 6, "usable": 6}, "test": {"listed": 2, "found": 2, "usable": 2}}
+    coverage = {"benchmark": "ucf101", "splits": splits, "missing_list": "m.missing.csv"}
+    manifest = Manifest.from_rows(rows, tmp_path, coverage).write(tmp_path / "m.parquet")
+    arguments = ["probe", "--weights", weights, "--manifest", manifest, "--device", "cpu", "--workers", "0"]
+    arguments += ["--random-seeds", "0", "--pixels", "false", "--out", tmp_path / "probe"]
+    code, text, err = run(capsys, *arguments)
+    assert code == 0, err
+    missing = f"missing list in {tmp_path / 'm.missing.csv'}"
+    assert f"ucf101: 6 of 9 training videos (66.66 %); {missing}\n" in text
+    assert "ucf101: 2 of 2 test videos (100.00 %)\n" in text
+    assert json.loads((tmp_path / "probe" / "probe.json").read_text())["coverage"] == coverage
+
+
 def test_probe_holds_out_whole_groups(weights, video_folder, tmp_path, capsys):
     manifest = write_manifest(video_folder, tmp_path / "m.parquet", splits=None)
     arguments = ["probe", "--weights", weights, "--manifest", manifest, "--device", "cpu", "--workers", "0"]

@@ -16,7 +16,7 @@ def rows(capsys):
         out, err = capsys.readouterr()
         assert code == 0, err
         result = json.loads(out)
-        assert {"benchmark", "protocol", "rows"} == set(result)
+        assert {"benchmark", "protocol", "coverage", "rows"} == set(result)
         assert all("name" in row and "chosen_on" in row for row in result["rows"])
         return {row["name"]: row for row in result["rows"]}
 
@@ -54,7 +54,8 @@ def test_tapos_has_one_annotator(rows, shared):
 
 def test_vidsitu(rows, shared, tmp_path):
     folder = shared / "golden" / "vidsitu" / "case1"
-    found = rows("vidsitu", "--ground-truth", folder, "--verbs", '["look.01", "walk.01"]')
+    found = rows("vidsitu", "--ground-truth", folder, "--verbs", "look.01", "walk.01")
+    assert found == rows("vidsitu", "--ground-truth", folder, "--verbs", '["look.01", "walk.01"]')
     assert found["constant, stated"]["verbs"] == ["look.01", "walk.01"]
     names = ["constant, stated", "constant speak.01", "constant greedy five", "oracle: one verb per video"]
     assert list(found) == [*names, "label shuffle inside a video", "human, leave one out"]
@@ -88,13 +89,16 @@ def test_kinetics(rows, shared, tmp_path, capsys):
     assert "line 3: no label" in capsys.readouterr().err
 
 
-def test_kinetics_from_a_manifest(rows, tmp_path):
+def test_kinetics_from_a_manifest(rows, tmp_path, capsys):
     from timegrain.data.manifest import Manifest
 
     videos = [("train", "run"), ("train", "run"), ("train", "sit"), ("test", "sit"), ("test", "run"), ("test", "hop")]
     facts = {"num_frames": 10, "fps": 25.0, "duration_seconds": 0.4, "width": 8, "height": 8}
     listed = [{"path": f"{i}.mp4", "split": split, "label": label} | facts for i, (split, label) in enumerate(videos)]
-    path = Manifest.from_rows(listed, tmp_path).write(tmp_path / "m.parquet")
+    coverage = {"benchmark": "ucf101", "splits": {"test": {"listed": 4, "found": 3, "usable": 3}}, "missing_list": None}
+    path = Manifest.from_rows(listed, tmp_path, coverage).write(tmp_path / "m.parquet")
+    assert main(["floors", "kinetics", "--ground-truth", str(path), "--split", "test"]) == 0
+    assert "ucf101: 3 of 4 test videos (75.00 %)" in capsys.readouterr().out
     row = rows("kinetics", "--ground-truth", path, "--split", "test")["majority class"]
     assert row["chosen_on"] == "training labels"
     assert row["classes"] == ["run", "sit"]

@@ -13,7 +13,7 @@ import pytest
 
 from conftest import make_video, moving_square
 from timegrain.cli import main
-from timegrain.data.benchmarks.prepare import coverage_lines
+from timegrain.data.coverage import coverage_lines
 from timegrain.data.decoding import open_video
 from timegrain.data.manifest import Manifest
 
@@ -72,9 +72,10 @@ def test_coverage_and_missing_list(tmp_path, clip, capsys):
     out = tmp_path / "m.parquet"
     code, text, _ = run(capsys, "kinetics400", videos, "--annotations", annotations, "--out", out)
     assert code == 0
-    assert "1 of 4 videos of kinetics400 val (25.00%; 1 more are broken)" in text
-    assert "1 of 1 videos of kinetics400 train (100.00%)" in text
-    assert f"list in {tmp_path / 'm.missing.csv'}" in text
+    missing_list = tmp_path / "m.missing.csv"
+    expected = "kinetics400: 1 of 4 validation videos (25.00 %), 1 more is broken; missing list in"
+    assert f"{expected} {missing_list}\n" in text
+    assert "kinetics400: 1 of 1 training videos (100.00 %)\n" in text
     assert "1 videos in" in text
     assert "aren't listed" in text
     with (tmp_path / "m.missing.csv").open() as file:
@@ -91,7 +92,7 @@ def test_coverage_and_missing_list(tmp_path, clip, capsys):
     coverage = manifest.select("val").coverage
     assert coverage["splits"]["val"] == {"listed": 4, "found": 2, "usable": 1}
     assert coverage["classes"] == ["bend", "jump high"]
-    assert coverage_lines(coverage)[1].startswith("1 of 4 videos of kinetics400 val")
+    assert coverage_lines(coverage)[1] == f"{expected} m.missing.csv"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["annotations", "m.missing.csv", "m.parquet", "videos"]
 
 

@@ -12,6 +12,7 @@ import sys
 import pytest
 
 from timegrain.cli import main
+from timegrain.data.manifest import Manifest
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_gebd(run, golden, missing, key, predictions):
     assert result["recall"] == {threshold: row["rec"] for threshold, row in official["by_threshold"].items()}
     assert result["mean_f1"] == official["mean_over_thresholds"]["f1"]
     assert result["counts"]["unknown_ids"] == 3
-    assert "3 predicted videos are not in the ground truth" in err
+    assert "3 videos are not in the ground truth and are ignored, the first is" in err
     code, out, _ = run("gebd", *arguments)
     assert code == 0
     assert f"0.05  {result['f1']['0.05']:.4f}" in out
@@ -113,6 +114,165 @@ def test_topk_and_retrieval(run, golden):
         run, "retrieval", "--predictions", golden / "retrieval" / "case1" / "input.json", "--centre", "false"
     )
     assert result["recall_at"]["1"] == 0.3875
+
+
+EVERYWHERE = {"protocol", "coverage", "floors"}
+KEYS = {
+    "gebd": {"f1", "precision", "recall", "mean_f1", "mean_precision", "mean_recall", "missing", "counts", "beside"}
+    | {"not_in_manifest"},
+    "vidsitu": {f"{name}@{k}" for name in ("acc", "vid") for k in range(1, 6)}
+    | {"rec@5", "recall_macro", "num_verbs", "num_videos", "num_events", "shuffled", "matching", "repeated_entries"}
+    | {"not_in_manifest"},
+    "ava": {"map", "ap", "counts"},
+    "topk": {"top1", "top5", "mean_class_accuracy", "top1_correct", "top5_correct", "num_videos", "num_classes"}
+    | {"views_per_video", "missing_clips", "videos_without_clips"},
+    "retrieval": {"recall_at", "num_queries", "num_gallery", "tied_queries", "centred", "queries_without_match"},
+}
+FLOORS = {
+    "gebd": ["uniform, every 15 %", "human, leave one out"],
+    "vidsitu": [
+        "constant speak.01",
+        "constant greedy five",
+        "oracle: one verb per video",
+        "label shuffle inside a video",
+        "human, leave one out",
+    ],
+    "ava": ["class prior"],
+    "topk": ["majority class"],
+    "retrieval": ["gallery in random order"],
+}
+
+
+def inputs(golden, name):
+    folder = golden / name / "case1"
+    return {
+        "gebd": [
+            "--ground-truth",
+            folder / "gt.pkl",
+            "--predictions",
+            folder / "pred_timestamps.pkl",
+            "--missing",
+            "challenge",
+        ],
+        "vidsitu": ["--ground-truth", folder, "--predictions", folder / "pred.pkl"],
+        "ava": [
+            "--ground-truth",
+            folder / "gt.csv",
+            "--predictions",
+            folder / "det.csv",
+            "--label-map",
+            golden / "ava" / "label_map.pbtxt",
+        ],
+        "topk": ["--predictions", folder / "input.json"],
+        "retrieval": ["--predictions", folder / "input.json"],
+    }[name]
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_keys_are_the_documented_ones_and_floors_stand_beside(run, golden, name, capsys):
+    result, _ = result_of(run, name, *inputs(golden, name))
+    assert set(result) == KEYS[name] | EVERYWHERE
+    assert result["coverage"] is None
+    assert [row["name"] for row in result["floors"]] == FLOORS[name]
+    code, text, _ = run(name, *inputs(golden, name))
+    assert code == 0
+    assert all(floor in text for floor in FLOORS[name])
+    bare, _ = result_of(run, name, *inputs(golden, name), "--floors", "false")
+    assert bare == result | {"floors": []}
+    with pytest.raises(SystemExit):
+        main(["score", name, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    spelled = {key for key in KEYS[name] if "@" not in key} | EVERYWHERE
+    assert all(key in shown for key in spelled)
+
+
+def test_further_predictions_are_rows_beside(run, golden):
+    folder = golden / "gebd" / "case1"
+    further = [folder / "pred_timestamps.json", folder / "pred_timestamps.pkl"]
+    result, _ = result_of(run, "gebd", *inputs(golden, "gebd"), "--beside", *further)
+    assert [row["name"] for row in result["beside"]] == [path.name for path in further]
+    assert [row["f1@0.05"] for row in result["beside"]] == [result["f1"]["0.05"]] * 2
+
+
+def manifest_of(path, benchmark, listed, **columns):
+    facts = {"num_frames": 10, "fps": 25.0, "duration_seconds": 0.4, "width": 8, "height": 8}
+    number = len(next(iter(columns.values())))
+    rows = [facts | {"path": f"{i}.mp4"} | {key: column[i] for key, column in columns.items()} for i in range(number)]
+    counts = {"listed": listed, "found": number, "usable": number}
+    coverage = {"benchmark": benchmark, "splits": {"val": counts}, "missing_list": "m.missing.csv"}
+    return Manifest.from_rows(rows, path.parent, coverage).write(path)
+
+
+def test_a_manifest_narrows_what_is_scored_and_states_its_coverage(run, golden, tmp_path):
+    case = golden / "gebd" / "case1"
+    truth = json.loads((case / "gt.json").read_text())
+    ids = list(truth)[:20]
+    manifest = manifest_of(tmp_path / "m.parquet", "gebd", len(truth), video_id=ids)
+    found = json.loads((case / "pred_timestamps.json").read_text())
+    (tmp_path / "gt.json").write_text(json.dumps({key: truth[key] for key in ids}))
+    (tmp_path / "p.json").write_text(json.dumps({key: found[key] for key in ids if key in found}))
+    small = ["--ground-truth", tmp_path / "gt.json", "--predictions", tmp_path / "p.json", "--missing", "challenge"]
+    expected, _ = result_of(run, "gebd", *small)
+    result, _ = result_of(run, "gebd", *inputs(golden, "gebd"), "--manifest", manifest)
+    assert result["coverage"]["splits"]["val"]["usable"] == 20
+    assert result["not_in_manifest"] == len(truth) - 20
+    assert (result["f1"], result["floors"]) == (expected["f1"], expected["floors"])
+    code, text, _ = run("gebd", *inputs(golden, "gebd"), "--manifest", manifest)
+    assert code == 0
+    assert f"gebd: 20 of {len(truth):,} validation videos" in text
+    assert f"missing list in {tmp_path / 'm.missing.csv'}" in text
+
+    case = golden / "vidsitu" / "case1"
+    segments = json.loads((case / "split_files" / "vseg_split_valid_lb.json").read_text())
+    manifest = manifest_of(tmp_path / "v.parquet", "vidsitu", len(segments), video_id=segments[5:15])
+    entries = [entry for entry in json.loads((case / "pred.json").read_text()) if 5 <= entry["ann_idx"] < 15]
+    (tmp_path / "pred.json").write_text(json.dumps(entries))
+    arguments = ["--ground-truth", case, "--predictions", tmp_path / "pred.json"]
+    assert run("vidsitu", *arguments)[0] == 2
+    result, _ = result_of(run, "vidsitu", *arguments, "--manifest", manifest)
+    assert (result["num_videos"], result["not_in_manifest"]) == (10, len(segments) - 10)
+
+    rows = [line.split(",") for line in (golden / "ava" / "case1" / "gt.csv").read_text().splitlines()]
+    video = rows[0][0]
+    times = sorted({float(row[1]) for row in rows if row[0] == video})
+    columns = {"video_id": [video], "key_frame_seconds": [times]}
+    manifest = manifest_of(tmp_path / "a.parquet", "ava-kinetics", 2, **columns)
+    result, _ = result_of(run, "ava", *inputs(golden, "ava"), "--manifest", manifest)
+    every = len({(row[0], float(row[1])) for row in rows})
+    assert (result["counts"]["frames"], result["counts"]["frames_not_in_manifest"]) == (len(times), every - len(times))
+    for name in ("topk", "retrieval"):
+        result, _ = result_of(run, name, *inputs(golden, name), "--manifest", manifest)
+        assert result["coverage"]["benchmark"] == "ava-kinetics"
+
+    for name, other, message in (
+        ("gebd", manifest, "no video of"),
+        ("vidsitu", manifest, "no video of"),
+        ("ava", tmp_path / "v.parquet", "no column 'key_frame_seconds'"),
+        ("topk", tmp_path / "none.parquet", "no manifest at"),
+    ):
+        code, out, err = run(name, *inputs(golden, name), "--manifest", other)
+        assert (code, out) == (2, "")
+        assert message in err
+
+
+def test_what_ava_ignores_is_said(run, golden, tmp_path):
+    (tmp_path / "gt.csv").write_text("v,902,0.1,0.1,0.5,0.5,12,0\nv,903,0.1,0.1,0.5,0.5,99,0\n")
+    (tmp_path / "det.csv").write_text("v,902,40,40,200,200,12,0.9\nw,0902,0.1,0.1,0.5,0.5,98,0.8\n")
+    arguments = ["--ground-truth", tmp_path / "gt.csv", "--predictions", tmp_path / "det.csv"]
+    _, err = result_of(run, "ava", *arguments, "--label-map", golden / "ava" / "label_map.pbtxt")
+    assert "det.csv: 1 frames are not in" in err
+    assert "the first is w,902.000000" in err
+    assert "gt.csv: rows of 1 actions that are not in" in err
+    assert "such as 99" in err
+    assert "these look like pixels" in err
+
+
+def test_queries_that_cannot_be_right_are_counted(run, tmp_path):
+    data = {"gallery_train": [[1, 0], [0, 1]], "gallery_labels": [0, 1], "query_test": [[1, 0]], "query_labels": [7]}
+    (tmp_path / "r.json").write_text(json.dumps(data))
+    result, err = result_of(run, "retrieval", "--predictions", tmp_path / "r.json")
+    assert (result["queries_without_match"], result["recall_at"]["1"]) == (1, 0.0)
+    assert "1 queries have no video of their class" in err
 
 
 GT = {"v": {"num_frames": 300, "video_duration": 10.0, "f1_consis_avg": 0.6, "substages_timestamps": [[5.0]]}}
@@ -193,5 +353,5 @@ def test_a_whole_process_gives_one_json_object(golden):
     command = [sys.executable, "-m", "timegrain.cli", "score", "retrieval", "--predictions", str(case), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["num_queries"] == 60
-    code = "import sys, timegrain.metrics.score; sys.exit('torch' in sys.modules)"
+    code = "import sys, timegrain.tasks.score; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0  # scoring needs no torch

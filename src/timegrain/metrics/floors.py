@@ -12,10 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from timegrain.metrics.boundary_f1 import THRESHOLDS, BoundaryF1, BoundaryVideo, Missing
-from timegrain.metrics.frame_map import MAX_DETECTIONS, FrameBoxes, FrameMAP
+from timegrain.metrics.frame_map import MAX_DETECTIONS, FrameBoxes, FrameMAP, join
 from timegrain.metrics.matching import NUM_ANNOTATIONS, WithinVideoMatching
+from timegrain.metrics.retrieval import RetrievalRecall
 from timegrain.metrics.verbs import NUM_EVENTS, NUM_RANKS, VerbScores
 
 SPACINGS = tuple(percent / 100 for percent in range(4, 51))
@@ -208,6 +210,14 @@ def score_majority_class(labels: Sequence[str], train_labels: Sequence[str] | No
     }
 
 
+def score_random_order(gallery_labels: ArrayLike, query_labels: ArrayLike) -> dict[str, Any]:
+    """Retrieval when the gallery comes in random order (the exact expectation): what features that say nothing reach."""
+    recall = RetrievalRecall(centre=False)
+    for name, labels in (("gallery", np.asarray(gallery_labels)), ("query", np.asarray(query_labels))):
+        recall.update(name, np.ones((len(labels), 1)), labels)
+    return {"name": "gallery in random order", "chosen_on": "-", "recall_at": recall.compute()["recall_at"]}
+
+
 def class_priors(truth: FrameBoxes) -> dict[int, float]:
     """Share of the distinct boxes that carry each class."""
     boxes = max(len(distinct_boxes(truth).frame), 1)
@@ -216,10 +226,11 @@ def class_priors(truth: FrameBoxes) -> dict[int, float]:
 
 
 def distinct_boxes(boxes: FrameBoxes) -> FrameBoxes:
-    """Each box of each frame once, whatever its classes."""
+    """Each box of each frame once, whatever its classes; frames by name, in them boxes by place."""
+    boxes = join([boxes])
     rows = np.column_stack([boxes.frame, boxes.boxes])
     _, first = np.unique(rows, axis=0, return_index=True)
-    return boxes.select(np.sort(first))
+    return boxes.select(first)
 
 
 def score_class_prior(

@@ -11,7 +11,7 @@ import json
 import math
 import numbers
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -214,7 +214,7 @@ class VerbPredictions:
     """Ranked verbs of each segment of a split.
 
     Attributes:
-        verbs: One entry per segment, in the order of the split: five lists of verb ids, best first.
+        verbs: One entry per segment that is needed, in the order of the split: five lists of verb ids, best first.
         repeated: Entries that were left out because their segment had one already (the official rule).
         unsorted: Events whose scores do not descend; their verbs count in the order given, as officially.
     """
@@ -224,15 +224,19 @@ class VerbPredictions:
     unsorted: int
 
 
-def read_verb_predictions(path: StrPath, segments: Sequence[str]) -> VerbPredictions:
+def read_verb_predictions(
+    path: StrPath, segments: Sequence[str], needed: Collection[str] | None = None
+) -> VerbPredictions:
     """Predicted verbs in VidSitu's format: a list of ``{ann_idx, pred_vbs_ev, pred_scores_ev}``.
 
     Args:
         path: Pickle or JSON.
         segments: The segment ids of the split, in its order: ``ann_idx`` counts in it.
+        needed: Those that are scored; all by default.
 
     Raises:
-        ValueError: An entry is malformed or of an unknown segment, a score is not finite, or a segment has no entry.
+        ValueError: An entry is malformed or of an unknown segment, a score is not finite, or a needed segment has no
+            entry.
     """
     found: dict[int, tuple[tuple[str, ...], ...]] = {}
     repeated = unsorted = 0
@@ -252,13 +256,14 @@ def read_verb_predictions(path: StrPath, segments: Sequence[str]) -> VerbPredict
             continue
         found[int(index)] = verbs
         unsorted += sum(any(a < b for a, b in itertools.pairwise(s)) for s in scores)
-    absent = [segment for index, segment in enumerate(segments) if index not in found]
+    wanted = [index for index, segment in enumerate(segments) if needed is None or segment in needed]
+    absent = [segments[index] for index in wanted if index not in found]
     if absent:
         raise ValueError(
-            f"{path}: {len(absent)} of {len(segments)} segments have no prediction, the first is {absent[0]!r}; "
-            "the official program scores complete predictions only"
+            f"{path}: {len(absent)} of {len(wanted)} segments have no prediction, the first is {absent[0]!r}; the "
+            "official program scores complete predictions only (--manifest scores the segments of a manifest)"
         )
-    return VerbPredictions([found[index] for index in range(len(segments))], repeated, unsorted)
+    return VerbPredictions([found[index] for index in wanted], repeated, unsorted)
 
 
 def _table(value: Any, where: str) -> np.ndarray:

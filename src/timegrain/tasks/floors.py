@@ -7,42 +7,35 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from timegrain.metrics.boundary_f1 import Missing
-from timegrain.metrics.floors import (
-    EVALUATED,
-    best_constant_verb,
-    best_spacing,
-    class_priors,
-    greedy_verbs,
-    score_annotators,
-    score_class_prior,
-    score_constant_verbs,
-    score_majority_class,
-    score_one_verb_per_video,
-    score_shuffled_labels,
-    score_uniform,
-    score_verb_annotators,
-)
+from timegrain.metrics.floors import score_majority_class
 from timegrain.metrics.frame_files import read_boxes, read_frames, read_label_map, without_frames
 from timegrain.metrics.inputs import read_boundary_truth, read_train_verbs, read_verb_labels
-from timegrain.metrics.score import report
+from timegrain.tasks.floor_rows import (
+    AVA_COLUMNS,
+    GEBD_COLUMNS,
+    TOPK_COLUMNS,
+    VIDSITU_COLUMNS,
+    Row,
+    ava_rows,
+    gebd_rows,
+    vidsitu_rows,
+)
+from timegrain.tasks.results import coverage_text, report, table
 
-TRAIN = "training labels"
 
-
-def _show(benchmark: str, protocol: str, rows: Sequence[dict[str, Any]], columns: Sequence[str], json: bool) -> None:
+def _show(
+    benchmark: str,
+    protocol: str,
+    rows: Sequence[Row],
+    columns: Sequence[str],
+    json: bool,
+    coverage: dict[str, Any] | None = None,
+    manifest: Path | None = None,
+) -> None:
     """Print the rows: as one JSON object, or as a table of some of their columns."""
-
-    def text(value: Any) -> str:
-        return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
-
-    cells = [["", *columns, "chosen on"]]
-    cells += [[row["name"], *(text(row.get(name)) for name in columns), row.get("chosen_on", "-")] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
-    report({"benchmark": benchmark, "protocol": protocol, "rows": list(rows)}, [protocol, *table], json)
+    lines = [protocol, *coverage_text(coverage, manifest), *table(rows, columns)]
+    report({"benchmark": benchmark, "protocol": protocol, "coverage": coverage, "rows": list(rows)}, lines, json)
 
 
 def floors_gebd(
@@ -55,8 +48,8 @@ def floors_gebd(
 ) -> None:
     """GEBD without a model: evenly spaced boundaries, and annotators against each other.
 
-    JSON: benchmark, protocol, rows; each row has name, chosen_on and the keys of `timegrain score gebd`; the uniform
-    row also has spacing (a share of the video).
+    JSON: benchmark, protocol, coverage (null), rows; each row has name, chosen_on, the keys of `timegrain score gebd`, and
+    f1@0.05, precision@0.05, recall@0.05; the uniform row also has spacing (a share of the video).
 
     Args:
         ground_truth: The ground truth (k400_mr345_*.pkl), or the same as JSON.
@@ -69,25 +62,9 @@ def floors_gebd(
         ValueError: A file is malformed, or the spacing is not between 0 and 1.
     """
     videos = read_boundary_truth(ground_truth, missing)
-    chosen_on = "stated" if spacing is not None else EVALUATED if train is None else TRAIN
-    if spacing is None:
-        spacing = best_spacing(videos if train is None else read_boundary_truth(train, missing), missing)
-    rows = [
-        {
-            "name": f"uniform, every {100 * spacing:g} %",
-            "chosen_on": chosen_on,
-            "spacing": spacing,
-            **score_uniform(videos, spacing, missing),
-        }
-    ]
-    if any(len(video.annotations) > 1 for video in videos.values()):
-        row = {"name": "human, leave one out", "chosen_on": "other annotators", **score_annotators(videos, missing)}
-        rows.append(row)
-    for row in rows:
-        row |= {"f1@0.05": row["f1"]["0.05"], "precision@0.05": row["precision"]["0.05"]}
-        row |= {"recall@0.05": row["recall"]["0.05"]}
-    columns = ("f1@0.05", "precision@0.05", "recall@0.05", "mean_f1")
-    _show("gebd", f"Kinetics-GEBD, {missing} program", rows, columns, json)
+    trained = None if train is None or spacing is not None else read_boundary_truth(train, missing)
+    rows = gebd_rows(videos, missing, trained, spacing)
+    _show("gebd", f"Kinetics-GEBD, {missing} program", rows, GEBD_COLUMNS, json)
 
 
 def floors_vidsitu(
@@ -95,8 +72,8 @@ def floors_vidsitu(
 ) -> None:
     """VidSitu without a model: constant verbs, the right labels in the wrong order, and annotators.
 
-    JSON: benchmark, protocol, rows; each row has name, chosen_on, acc@1, acc@5, vid@1, rec@5 and matching (fractions;
-    null where it says nothing), and for constants the verbs.
+    JSON: benchmark, protocol, coverage (null), rows; each row has name, chosen_on, acc@1, acc@5, vid@1, rec@5 and
+    matching (fractions; null where it says nothing), and for constants the verbs.
 
     Args:
         ground_truth: The annotation folder. Where it holds vseg_ann_files/vsann_train_lb.json, constants chosen on the
@@ -109,27 +86,9 @@ def floors_vidsitu(
         ValueError: A file is malformed.
     """
     labels = read_verb_labels(ground_truth, split)
-    train = read_train_verbs(ground_truth)
-    rows = []
-    if verbs:
-        rows.append(score_constant_verbs("constant, stated", "stated", verbs, labels))
-    if train:
-        counted: dict[str, int] = {}
-        for verb in (verb for events in train for verb in events):
-            counted[verb] = counted.get(verb, 0) + 1
-        most = sorted(counted, key=lambda verb: (-counted[verb], verb))[:5]
-        rows.append(score_constant_verbs(f"constant {most[0]}", TRAIN, most[:1], labels))
-        rows.append(score_constant_verbs("constant top five", TRAIN, most, labels))
-    best = best_constant_verb(labels)
-    rows += [
-        score_constant_verbs(f"constant {best}", EVALUATED, [best], labels),
-        score_constant_verbs("constant greedy five", EVALUATED, greedy_verbs(labels), labels),
-        score_one_verb_per_video(labels),
-        score_shuffled_labels(labels),
-        score_verb_annotators(labels),
-    ]
+    rows = vidsitu_rows(labels, read_train_verbs(ground_truth), verbs)
     protocol = f"VidSitu verbs, {split}; a verb is right if any of up to 10 annotators names it"
-    _show("vidsitu", protocol, rows, ("acc@1", "acc@5", "vid@1", "rec@5", "matching"), json)
+    _show("vidsitu", protocol, rows, VIDSITU_COLUMNS, json)
 
 
 def floors_kinetics(
@@ -137,8 +96,8 @@ def floors_kinetics(
 ) -> None:
     """Action recognition without a model: the most frequent class (Kinetics, UCF101, HMDB51, any manifest).
 
-    JSON: benchmark, protocol, rows; the row has name, chosen_on, top1 and top5 (percent), mean_class_accuracy
-    (fraction), classes, num_videos.
+    JSON: benchmark, protocol, coverage (of a manifest, else null), rows; the row has name, chosen_on, top1 and top5
+    (percent), mean_class_accuracy (fraction), classes, num_videos.
 
     Args:
         ground_truth: A csv file with a column label, as Kinetics has it, or a manifest (.parquet).
@@ -149,37 +108,48 @@ def floors_kinetics(
     Raises:
         ValueError: A file has no labels.
     """
-    labels = _class_labels(ground_truth, split)
+    labels, coverage = _class_labels(ground_truth, split)
     train_labels = None
     if train is not None:
-        train_labels = _class_labels(train, "train" if train.suffix == ".parquet" else None)
+        train_labels, _ = _class_labels(train, "train" if train.suffix == ".parquet" else None)
     elif split is not None and split != "train" and ground_truth.suffix == ".parquet":
-        train_labels = _class_labels(ground_truth, "train")
+        train_labels, _ = _class_labels(ground_truth, "train")
     row = score_majority_class(labels, train_labels)
-    _show("kinetics", f"{len(labels)} videos", [row], ("top1", "top5", "mean_class_accuracy"), json)
+    _show("kinetics", f"{len(labels)} videos", [row], TOPK_COLUMNS, json, coverage, ground_truth)
 
 
-def _class_labels(path: Path, split: str | None) -> list[str]:
+def _class_labels(path: Path, split: str | None) -> tuple[list[str], dict[str, Any] | None]:
+    """Labels of the videos of a split, and the coverage that a manifest carries."""
+    coverage = None
     if path.suffix == ".parquet":
         from timegrain.data.manifest import Manifest
 
         manifest = Manifest.open(path).select(split, usable=False)
+        coverage = manifest.coverage
         labels = [label for label in manifest.column("label").to_pylist() if label is not None]
     else:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+        labels = _csv_labels(path, split)
+    if not labels:
+        raise ValueError(f"{path}: no label in it" + (f" in split {split!r}" if split else ""))
+    return labels, coverage
+
+
+def _csv_labels(path: Path, split: str | None) -> list[str]:
+    labels = []
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        try:
             if "label" not in (reader.fieldnames or ()):
                 raise ValueError(
-                    f"{path}, line 1: no column 'label' in the header {','.join(reader.fieldnames or ())!r}"
+                    f"{path}, line 1: no column 'label' in the header {','.join(reader.fieldnames or ())!r:.200}"
                 )
-            labels = []
             for row in reader:
                 if not row["label"]:
                     raise ValueError(f"{path}, line {reader.line_num}: no label")
                 if split is None or row.get("split") == split:
                     labels.append(row["label"])
-    if not labels:
-        raise ValueError(f"{path}: no label in it" + (f" in split {split!r}" if split else ""))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}, after line {reader.line_num}: not a text file of rows: {error}") from error
     return labels
 
 
@@ -196,8 +166,8 @@ def floors_ava(
 ) -> None:
     """AVA without a model: every person box gets each class's share of the training boxes as its score.
 
-    JSON: benchmark, protocol, rows; the row has name, chosen_on, map (mean over the draws), map_min, map_max, draws,
-    num_boxes, boxes.
+    JSON: benchmark, protocol, coverage (null), rows; the row has name, chosen_on, map (mean over the draws), map_min,
+    map_max, draws, num_boxes, boxes.
 
     Args:
         ground_truth: Rows of the ground truth.
@@ -217,7 +187,6 @@ def floors_ava(
     if excluded is not None:
         truth = without_frames(truth, read_frames(excluded))
     people = truth if boxes is None else read_boxes(boxes, "detections").boxes
-    priors = class_priors(truth if train is None else read_boxes(train, "ground truth").boxes)
-    row = score_class_prior(truth, people, priors, names, np.random.default_rng(seed), draws)
-    row |= {"chosen_on": EVALUATED if train is None else TRAIN, "boxes": "true" if boxes is None else "given"}
-    _show("ava", "AVA frame-mAP at overlap 0.5", [row], ("map", "map_min", "map_max", "boxes"), json)
+    trained = None if train is None else read_boxes(train, "ground truth").boxes
+    rows = ava_rows(truth, people, trained, names, draws, seed)
+    _show("ava", "AVA frame-mAP at overlap 0.5", rows, AVA_COLUMNS, json)

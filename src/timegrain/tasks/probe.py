@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from timegrain.data.coverage import coverage_lines
 from timegrain.data.manifest import Manifest
 from timegrain.features import FeatureTable, PixelFeatures, Views, class_numbers, features_of_encoders
 from timegrain.files import atomic_path
@@ -278,6 +279,7 @@ def _report(record: Mapping[str, Any], views: Views, out: Path) -> str:
     lines = [
         f"{record['num_train']:,} training videos, {record['num_test']:,} test videos, {record['num_classes']} classes, "
         f"{record['protocol']['division']}",
+        *coverage_lines(record["coverage"], Path(record["manifest"]).parent),
         f"{views}",
         "",
         f"{'':<22}" + "".join(f"{name:>16}" for name in SCORES.values()),

@@ -23,9 +23,9 @@ from timegrain.data.isolated import Failure, run_isolated
 from timegrain.data.manifest import Manifest
 from timegrain.data.probing import TIME_LIMIT_SECONDS, find_files
 from timegrain.files import atomic_path
-from timegrain.metrics.score import report
 from timegrain.progress import track
 from timegrain.tasks.change_detection import ChangeDetector, Method, shot_cuts
+from timegrain.tasks.results import coverage_text, report
 
 Unit = Literal["seconds", "frames"]
 
@@ -74,7 +74,7 @@ def floors_scenedetect(
 ) -> None:
     """Shot cuts by PySceneDetect's ContentDetector: the SceneDet row of the boundary benchmark.
 
-    JSON keys: detector, videos, failed, failures (reason by id), boundaries, out.
+    JSON keys: detector, videos, failed, failures (reason by id), boundaries, out, coverage (of a manifest, else null).
 
     Args:
         videos: A manifest (.parquet) or a folder of videos.
@@ -114,7 +114,7 @@ def floors_change(
 ) -> None:
     """Boundaries where picture or motion change most, without learning: pixel difference and optical flow.
 
-    JSON keys: detector, videos, failed, failures (reason by id), boundaries, out.
+    JSON keys: detector, videos, failed, failures (reason by id), boundaries, out, coverage (of a manifest, else null).
 
     Args:
         videos: A manifest (.parquet) or a folder of videos.
@@ -151,7 +151,7 @@ def _detect(
         raise ValueError(f"--out {out}: predictions are written as .json or .pkl")
     if workers is not None and workers < 1:
         raise ValueError(f"--workers {workers}: at least one process is needed")
-    paths = _paths_by_id(videos, split)
+    paths, coverage = _paths_by_id(videos, split)
     ids, files = list(paths), list(paths.values())
     found: dict[str, list[float]] = {}
     failures: dict[str, str] = {}
@@ -178,13 +178,16 @@ def _detect(
         "failures": {key: failures[key] for key in ids if key in failures},
         "boundaries": number,
         "out": str(out),
+        "coverage": coverage,
     }
     text = f"{number:,} boundaries in {len(ordered):,} videos written to {out}"
-    report(result, [name, text + (f"; {len(failures):,} videos failed" if failures else "")], json)
+    text += f"; {len(failures):,} videos failed" if failures else ""
+    report(result, [name, *coverage_text(coverage, videos), text], json)
 
 
-def _paths_by_id(videos: Path, split: str | None) -> dict[str, str]:
-    """Files by the id that the benchmark knows them by."""
+def _paths_by_id(videos: Path, split: str | None) -> tuple[dict[str, str], dict[str, Any] | None]:
+    """Files by the id that the benchmark knows them by, and the coverage that a manifest carries."""
+    coverage = None
     listed: list[tuple[str | None, str]]
     if videos.is_dir():
         if split is not None:
@@ -192,6 +195,7 @@ def _paths_by_id(videos: Path, split: str | None) -> dict[str, str]:
         listed = [(None, str(path)) for path in find_files(videos)]
     else:
         manifest = Manifest.open(videos).select(split)
+        coverage = manifest.coverage
         listed = [(row.extra.get("video_id"), row.path) for row in manifest]
     paths: dict[str, str] = {}
     for video_id, path in listed:
@@ -203,4 +207,4 @@ def _paths_by_id(videos: Path, split: str | None) -> dict[str, str]:
         paths[key] = path
     if not paths:
         raise ValueError(f"{videos}: no video in it")
-    return paths
+    return paths, coverage

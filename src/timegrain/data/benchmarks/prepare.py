@@ -15,6 +15,7 @@ from timegrain.data.benchmarks.joining import Benchmark, VideoFiles, coverage_of
 from timegrain.data.benchmarks.kinetics import read_kinetics
 from timegrain.data.benchmarks.ucf_hmdb import read_hmdb51, read_ucf101
 from timegrain.data.benchmarks.vidsitu import read_vidsitu
+from timegrain.data.coverage import coverage_lines
 from timegrain.data.manifest import Manifest
 from timegrain.data.probing import TIME_LIMIT_SECONDS, Row, forget_progress, probe_files
 from timegrain.data.reencoding import Encoding, convert_files
@@ -48,9 +49,29 @@ def prepare(
     `timegrain manifest scan`. The manifest carries the labels, times in seconds and the coverage, which results print;
     the listed videos that aren't there go into a csv beside it. The same command continues after an interruption.
 
+    Put into the folder of --annotations, by their published names:
+
+      kinetics400   train.csv, val.csv, test.csv (label,youtube_id,time_start,time_end,split); videos
+                    ID_SSSSSS_EEEEEE.mp4, start and end in seconds. Kinetics-600 and -700 have the same layout
+      ucf101        classInd.txt, trainlist01.txt, testlist01.txt (02, 03); videos v_CLASS_gNN_cNN.avi
+      hmdb51        CLASS_test_split1.txt (2, 3); videos by the names in them
+      vidsitu       split_files/, vseg_ann_files/, vinfo_files/; videos v_ID_seg_START_END.mp4
+      gebd          k400_train_raw_annotation.pkl, k400_val_raw_annotation.pkl; videos ID_SSSSSS_EEEEEE.mp4 or ID.mp4
+      ava-kinetics  ava_{train,val}_v2.2.csv, their _excluded_timestamps, kinetics_{train,val}_v1.0.csv, the label map
+                    (.pbtxt); videos ID.mkv of AVA (or the cut from 900 to 1800 s), ID_SSSSSS_EEEEEE.mp4 of Kinetics-700
+
     For fast training --short-side 256 re-encodes every video once, smaller and with a key frame every 12 frames (about
     0.4 of the decoding time at the same size); --frames stores every frame as a JPEG instead (about 0.15 of it, three
     times the bytes). Frame numbers and times stay what they were.
+
+    Examples:
+      timegrain prepare kinetics400 /data/k400 --annotations /data/k400/annotations --out k400.parquet
+      timegrain prepare ucf101 UCF-101 --annotations ucfTrainTestlist --fold 2 --out ucf2.parquet
+      timegrain prepare gebd /data/k400 --annotations gebd --ground-truth corrected --out gebd.parquet
+      timegrain prepare kinetics400 /data/k400 --annotations k400 --out small.parquet --short-side 256 --gop 12
+
+    With --json, one object: benchmark, splits (listed, found and usable by split), missing_list, files, manifest,
+    broken, errors (reason by path), notes, and the benchmark's own facts (such as classes or label_map).
 
     Args:
         benchmark: Which one: kinetics400, ucf101, hmdb51, vidsitu, gebd or ava-kinetics.
@@ -136,22 +157,9 @@ def prepare(
         _print_report(report, out.parent)
 
 
-def coverage_lines(coverage: Mapping[str, Any]) -> list[str]:
-    """What the coverage of a manifest says, a line per split, for reports and results."""
-    lines = []
-    for name, counts in coverage["splits"].items():
-        line = f"{counts['usable']:,} of {counts['listed']:,} videos of {coverage['benchmark']} {name}"
-        share = counts["usable"] / counts["listed"]
-        broken = counts["found"] - counts["usable"]
-        lines.append(f"{line} ({share:.2%}{f'; {broken:,} more are broken' if broken else ''})")
-    return lines
-
-
 def _print_report(report: Mapping[str, Any], folder: Path) -> None:
-    for line in coverage_lines(report):
+    for line in coverage_lines(report, folder):
         print(line)
-    if report["missing_list"]:
-        print(f"missing   list in {folder / report['missing_list']}")
     for path, reason in list(report["errors"].items())[:_SHOWN]:
         print(f"broken    {path}: {reason}")
     if report["broken"] > _SHOWN:
