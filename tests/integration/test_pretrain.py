@@ -15,6 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from timegrain.cli import main
+from timegrain.objectives.teg import TeG
 
 TINY = [
     "--model.backbone=r3d_tiny", "--model.head_hidden=16", "--model.head_layers=1", "--model.head_out=8",
@@ -111,6 +112,20 @@ def test_resume_is_bit_for_bit(manifest: Path, tmp_path: Path, stop: int, option
         assert {k: v for k, v in one.items() if k not in ignored} == {
             k: v for k, v in other.items() if k not in ignored
         }
+
+
+def test_no_epoch_repeats_the_clips_of_another(manifest: Path, tmp_path: Path, monkeypatch):
+    seen = []
+    forward = TeG.forward
+
+    def note(self, long_clip, short_clip, long_indices, short_indices):
+        seen.append((float(long_clip.sum()), long_indices.tolist()))
+        return forward(self, long_clip, short_clip, long_indices, short_indices)
+
+    monkeypatch.setattr(TeG, "forward", note)
+    assert pretrain(tmp_path / "run", f"--data.manifest={manifest}", "--run.epochs=3", "--data.batch_size=8") == 0
+    assert len({pixels for pixels, _ in seen}) == 3
+    assert len({str(sorted(indices)) for _, indices in seen}) == 3
 
 
 def test_a_finished_run_is_left_as_it_is(manifest: Path, tmp_path: Path):

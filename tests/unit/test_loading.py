@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain, islice, repeat
+
 import numpy as np
 import pytest
 import torch
@@ -30,12 +32,8 @@ def loader(length=23, batch=4, workers=0, rank=0, world=1, seed=1) -> ResumableL
     return ResumableLoader(Draws(length), sampler, list, workers)
 
 
-def passes(loader: ResumableLoader, epochs: range) -> list:
-    batches = []
-    for epoch in epochs:
-        loader.epoch_sampler.set_epoch(epoch)
-        batches.append(list(loader))
-    return batches
+def passes(loader: ResumableLoader, number: int) -> list:
+    return [list(loader) for _ in range(number)]
 
 
 @given(st.integers(1, 200), st.integers(1, 16), st.integers(1, 4), st.integers(0, 5), st.integers(0, 3))
@@ -47,7 +45,7 @@ def test_processes_share_the_batch_of_one_process(length, batch, world, seed, ep
     samplers = [EpochBatchSampler(length, batch, seed, rank, world) for rank in range(world)]
     joined = EpochBatchSampler(length, batch * world, seed)
     for sampler in (*samplers, joined):
-        sampler.set_epoch(epoch)
+        sampler.set_position(epoch)
     parts = list(zip(*samplers, strict=True))
     assert [[key for keys in part for key in keys] for part in parts] == list(joined)
     seen = [index for part in parts for keys in part for _, index in keys]
@@ -55,35 +53,38 @@ def test_processes_share_the_batch_of_one_process(length, batch, world, seed, ep
 
 
 def test_epochs_differ_and_repeat():
-    first, second = passes(loader(), range(2))
-    assert first != second
-    assert passes(loader(), range(2)) == [first, second]
-    assert passes(loader(seed=2), range(1)) != [first]
+    first, second, third = passes(loader(), 3)
+    assert [{epoch for batch in one for epoch, _, _ in batch} for one in (first, second, third)] == [{0}, {1}, {2}]
+    assert len({str([[index for _, index, _ in batch] for batch in one]) for one in (first, second, third)}) == 3
+    assert passes(loader(), 3) == [first, second, third]
+    assert passes(loader(seed=2), 1) != [first]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("stop", [1, 3, 5])
+@pytest.mark.parametrize("stop", [1, 3, 5, 7])
 def test_a_restored_loader_goes_on_behind_the_batches_handed_out(workers, stop):
-    whole = passes(loader(), range(2))
+    whole = [batch for one in passes(loader(), 3) for batch in one]
     before = loader(workers=workers)
-    before.epoch_sampler.set_epoch(0)
-    iterator = iter(before)
-    head = [next(iterator) for _ in range(stop)]
+    head = list(islice(chain.from_iterable(repeat(before)), stop))
     state = before.state_dict()
+    assert state == {"epoch": stop // 5, "consumed": stop % 5}
     after = loader(workers=workers)
     after.load_state_dict(state)
-    tail = passes(after, range(0 if stop < 5 else 1, 2))
-    if stop < 5:
-        assert [head + tail[0], tail[1]] == whole
-        assert len(tail[0]) == 5 - stop
-    else:  # the whole epoch was handed out: the next pass is the next epoch, from its first batch
-        assert [head, tail[0]] == whole
+    assert after.state_dict() == state
+    tail = passes(after, 3 - stop // 5)
+    assert head + [batch for one in tail for batch in one] == whole
+    assert len(tail[0]) == 5 - stop % 5
+
+
+def test_a_state_without_its_epoch_is_refused():
+    with pytest.raises(ValueError, match="every epoch on the clips of the first"):
+        loader().load_state_dict({"consumed": 3})
 
 
 def test_order_does_not_touch_the_global_generators():
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002
     before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    passes(loader(), range(2))
+    passes(loader(), 2)
     assert torch.equal(before[0], torch.get_rng_state())
     assert (before[1] == np.random.get_state()[1]).all()  # noqa: NPY002

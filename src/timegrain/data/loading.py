@@ -43,9 +43,9 @@ class EpochBatchSampler(Sampler[list[Key]]):
         self.epoch = 0
         self.start = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next pass; the Trainer calls it."""
-        self.epoch = epoch
+    def set_position(self, epoch: int, start: int = 0) -> None:
+        """Choose the order of the next pass, and how many of its batches to leave out at the beginning."""
+        self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
         return self.num_samples // (self.batch_size * self.world_size)
@@ -54,8 +54,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_samples)
         batches = order[: len(self) * self.world_size * self.batch_size]
         own = batches.reshape(len(self), self.world_size, self.batch_size)[:, self.rank]
-        start, self.start = self.start, 0
-        for batch in own[start:]:
+        for batch in own[self.start :]:
             yield [(self.epoch, int(index)) for index in batch]
 
 
@@ -65,10 +64,11 @@ def _one_thread(worker: int) -> None:
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A DataLoader whose state is how many batches of the epoch have been handed out.
+    """A DataLoader that knows where it is: the epoch, and how many of its batches have been handed out.
 
-    The Trainer saves it in checkpoints and restores it: the next pass then starts behind those batches, without
-    decoding them again.
+    Each pass is the next epoch; a pass that was broken off is gone on with. The Trainer saves the position in
+    checkpoints and restores it, so the batches before it are not decoded again. The epoch is counted here and not left
+    to the Trainer, which tells it only to samplers of single samples: it never reaches a sampler of batches.
 
     Args:
         dataset: Takes (epoch, index).
@@ -97,18 +97,30 @@ class ResumableLoader(DataLoader[Any]):
             persistent_workers=num_workers > 0,  # keys carry their epoch, so workers need not start anew for each
         )
         self.epoch_sampler = sampler
-        self.consumed = 0
+        self.epoch = self.consumed = 0
 
     def state_dict(self) -> dict[str, int]:
-        """Batches handed out in this epoch; 0 after the last one, because the next pass starts anew."""
-        return {"consumed": self.consumed % len(self)}
+        """Where the next batch stands; behind the last batch of an epoch that is the beginning of the next one."""
+        passes, consumed = divmod(self.consumed, len(self))
+        return {"epoch": self.epoch + passes, "consumed": consumed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Start the next pass behind the batches that ``state`` counts."""
-        self.epoch_sampler.start = self.consumed = state["consumed"]
+        """Go on where ``state`` says.
+
+        Raises:
+            ValueError: The checkpoint was made before epochs were part of it, when every epoch repeated the first.
+        """
+        if "epoch" not in state:
+            raise ValueError(
+                "this checkpoint is of an earlier version, which trained every epoch on the clips of the first; begin "
+                "anew with --run.restart true"
+            )
+        self.epoch, self.consumed = state["epoch"], state["consumed"]
 
     def __iter__(self) -> Any:
-        self.consumed = self.epoch_sampler.start
+        state = self.state_dict()
+        self.epoch, self.consumed = state["epoch"], state["consumed"]
+        self.epoch_sampler.set_position(self.epoch, self.consumed)
         for batch in super().__iter__():
             self.consumed += 1
             yield batch

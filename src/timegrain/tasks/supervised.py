@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain, islice, repeat
 
 import torch
 from einops import rearrange
@@ -52,15 +53,10 @@ def train_supervised(
     model = nn.ModuleList([encoder.backbone, classifier])
     optimizer = build_optimizer(model, optim)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(warmup_steps=steps // 20, total_steps=steps))
-    sampler = EpochBatchSampler(len(clips), batch_size, seed)
-    loader = ResumableLoader(clips, sampler, collate)
+    loader = ResumableLoader(clips, EpochBatchSampler(len(clips), batch_size, seed), collate)
     model.train()
-    done = 0
-    for step in track(range(steps), "supervised"):
-        if step == done:  # a pass over the data ended, or none has begun
-            sampler.set_epoch(step // len(sampler))
-            batches, done = iter(loader), step + len(sampler)
-        batch = next(batches)
+    batches = chain.from_iterable(repeat(loader))  # pass after pass
+    for batch in track(islice(batches, steps), "supervised", steps):
         features = encoder(apply_augmentation(batch["long_clip"], batch["long_augmentation"]))
         wanted = targets(batch["index"], batch["long_indices"], features.shape[1])
         if wanted.ndim == 1:
