@@ -10,10 +10,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
-
-if TYPE_CHECKING:
-    import inspect
+from typing import Any, NamedTuple
 
 
 class Command(NamedTuple):
@@ -95,76 +92,11 @@ def _unknown(arguments: Sequence[str]) -> str:
     return f"timegrain: error: unknown command {typed!r}.{hint} `timegrain --help` lists the commands."
 
 
-def _prepare(arguments: Sequence[str], parameters: Sequence[inspect.Parameter]) -> list[str]:
-    """What shells are used to: `--num-videos` for `--num_videos`, `--json` alone, `a b c` as a list."""
-    import re
-
-    flags = {f"--{parameter.name}" for parameter in parameters if parameter.annotation in (bool, "bool")}
-    prepared = [re.sub(r"^--[\w.-]+", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in arguments]
-    for position in reversed(range(len(prepared))):
-        following = prepared[position + 1 : position + 2]
-        if prepared[position] in flags and following not in (["true"], ["false"]):
-            prepared[position] += "=true"
-    lists = [parameter for parameter in parameters if str(parameter.annotation).startswith("list[")]
-    if lists and lists[0] is parameters[0]:
-        prepared = _as_list(prepared, 0)
-    for parameter in lists:
-        if f"--{parameter.name}" in prepared:
-            prepared = _as_list(prepared, prepared.index(f"--{parameter.name}") + 1)
-    return prepared
-
-
-def _as_list(words: list[str], start: int) -> list[str]:
-    """Words from a position up to the next option as one list; a list in JSON stays what it is."""
-    import json
-
-    stop = next((place for place in range(start, len(words)) if words[place].startswith("-")), len(words))
-    given = words[start:stop]
-    if not given or (len(given) == 1 and given[0].startswith("[")):
-        return words
-    return [*words[:start], json.dumps(given), *words[stop:]]
-
-
 def _call(name: str, arguments: Sequence[str]) -> Any:
-    import difflib
-    import inspect
-    import re
-
-    from jsonargparse import ArgumentParser, DefaultHelpFormatter, auto_cli
-
-    class Formatter(DefaultHelpFormatter):
-        """Keeps the paragraphs of a command's description, and lines that are indented."""
-
-        def _fill_text(self, text: str, width: int, indent: str) -> str:
-            paragraphs = inspect.cleandoc(text).split("\n\n")
-            fill = super()._fill_text
-            return "\n\n".join(part if part.startswith("  ") else fill(part, width, indent) for part in paragraphs)
-
-    class Parser(ArgumentParser):
-        """A parser whose complaints are one message, without the usage of every option."""
-
-        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            known = [option.lstrip("-") for option in self._option_string_actions]
-            words = re.findall(r"unrecognized arguments: -*([\w.]+)", message)
-            words += [f"{group}.{key}" for group, key in re.findall(r"Group '(.+)' does not .* option '(.+)'", message)]
-            close = [match for word in words for match in difflib.get_close_matches(word, known, n=1)]
-            hint = f" Did you mean --{close[0]}?" if close else ""
-            text = f"timegrain {name}: error: {message.strip()}{hint}\nSee `timegrain {name} --help`."
-            print(text, file=sys.stderr)
-            raise SystemExit(2)
+    from timegrain.parsing import run
 
     module, function = COMMANDS[name].target.split(":")
-    command = getattr(importlib.import_module(module), function)
-    prepared = _prepare(arguments, list(inspect.signature(command).parameters.values()))
-    description = re.split(r"\n\s*(?:Args|Returns|Raises):\n", inspect.getdoc(command) or "")[0]
-    return auto_cli(
-        command,
-        args=prepared,
-        prog=f"timegrain {name}",
-        parser_class=Parser,
-        formatter_class=Formatter,
-        description=description,
-    )
+    return run(getattr(importlib.import_module(module), function), name, arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -51,6 +51,11 @@ def check(
     decoded, at the positions that training with this seed draws in its first epochs. The reason of a failure goes into
     the column error, so that training leaves the video out.
 
+    Examples::
+
+        timegrain manifest check m.parquet
+        timegrain manifest check m.parquet --num-clips 3 --out checked.parquet
+
     Args:
         manifest: The manifest (.parquet).
         num_clips: Pairs of clips to decode of each video.

@@ -250,7 +250,9 @@ def eventworld(
     textures) is the video's class; posture (8) and motion (6) change together at every boundary between two events. The
     same command again does nothing, or goes on where it was interrupted.
 
-    Example: timegrain eventworld --out worlds/a --num-videos 800 --num-test-videos 600 --seed 1
+    Example::
+
+        timegrain eventworld --out worlds/a --num-videos 800 --num-test-videos 600 --seed 1
 
     Args:
         out: The folder to fill.

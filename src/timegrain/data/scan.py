@@ -35,6 +35,11 @@ def scan(
     stop the scan. Labels come from the folders (FOLDER/LABEL/video or FOLDER/{train,val,test}/LABEL/video) or from a
     csv. The same command continues after an interruption, and reads only new and changed files when OUT exists.
 
+    Examples::
+
+        timegrain manifest scan VIDEOS --out m.parquet
+        timegrain manifest scan VIDEOS --labels labels.csv --out m.parquet
+
     Args:
         folder: Folder of videos; searched with all its sub-folders.
         out: The manifest to write (.parquet).

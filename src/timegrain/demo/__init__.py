@@ -37,6 +37,11 @@ def demo(*, out: Path = Path("runs/demo"), quick: bool = False, seed: int = 0, j
     ceiling, random weights, raw pixels and constant answers as floors. Sized for ten minutes on two idle CPU cores, or
     two minutes with `--quick`. The same command again keeps what is trained.
 
+    Examples::
+
+        timegrain demo --out runs/demo
+        timegrain demo --out runs/quick --quick
+
     Args:
         out: Folder of everything; ends with report.html and results.json.
         quick: One world, fewer videos and steps. The page says so.

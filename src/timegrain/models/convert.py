@@ -127,6 +127,10 @@ def convert_weights(checkpoint: str, *, out: Path, json: bool = False) -> None:
 
     TensorFlow is not needed. A checkpoint of the backbone alone and one of a whole pre-training both work.
 
+    Example::
+
+        timegrain convert-weights CVRL/ckpt-5 --out cvrl.safetensors
+
     Args:
         checkpoint: The checkpoint's prefix: for ckpt-5.index and ckpt-5.data-00000-of-00001 it is ckpt-5.
         out: The weights file to write (.safetensors).

@@ -164,6 +164,11 @@ def model_info(
 
     Nothing is computed but shapes, so any size is quick and needs no memory.
 
+    Examples::
+
+        timegrain model-info
+        timegrain model-info --backbone r3d18 --clips 32x112,16x112
+
     Args:
         backbone: r3d50 (the paper's), r3d18 or r3d_tiny.
         clips: FRAMESxSIDE or FRAMESxHEIGHTxWIDTH, several with commas; the total is over all. The default is the

@@ -37,6 +37,11 @@ def embed(
     ``numpy.stack(table[table.kind == "time_step"].features)``. Columns: path, kind (time_step, clip, video), index,
     start_seconds, seconds, end_seconds, features.
 
+    Examples::
+
+        timegrain embed VIDEOS --weights runs/VIDEOS-a0.9/weights.safetensors --out features.parquet
+        timegrain embed a.mp4 b.mp4 --weights W.safetensors --head persistent --out features.npz
+
     Args:
         videos: Videos, and folders with videos.
         weights: A .safetensors file, the folder of a pre-training run, or OWNER/NAME on the Hugging Face Hub.
@@ -83,6 +88,10 @@ def similarity(
     """Draw how alike the moments of a video are: its self-similarity matrix under its frames.
 
     Squares along the diagonal are stretches that the encoder takes for one event; their corners are its boundaries.
+
+    Example::
+
+        timegrain similarity a.mp4 --weights runs/VIDEOS-a0.9/weights.safetensors --out a.png
 
     Args:
         video: The video.

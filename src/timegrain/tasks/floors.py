@@ -51,6 +51,10 @@ def floors_gebd(
     JSON: benchmark, protocol, coverage (null), rows; each row has name, chosen_on, the keys of `timegrain score gebd`, and
     f1@0.05, precision@0.05, recall@0.05; the uniform row also has spacing (a share of the video).
 
+    Example::
+
+        timegrain floors gebd --ground-truth k400_mr345_val.pkl --train k400_mr345_train.pkl
+
     Args:
         ground_truth: The ground truth (k400_mr345_*.pkl), or the same as JSON.
         missing: Which official program to follow: challenge (seconds) or notebook (frames).
@@ -75,6 +79,10 @@ def floors_vidsitu(
     JSON: benchmark, protocol, coverage (null), rows; each row has name, chosen_on, acc@1, acc@5, vid@1, rec@5 and
     matching (fractions; null where it says nothing), and for constants the verbs.
 
+    Example::
+
+        timegrain floors vidsitu --ground-truth ANNOTATIONS
+
     Args:
         ground_truth: The annotation folder. Where it holds vseg_ann_files/vsann_train_lb.json, constants chosen on the
             training labels are added.
@@ -98,6 +106,11 @@ def floors_kinetics(
 
     JSON: benchmark, protocol, coverage (of a manifest, else null), rows; the row has name, chosen_on, top1 and top5
     (percent), mean_class_accuracy (fraction), classes, num_videos.
+
+    Examples::
+
+        timegrain floors kinetics --ground-truth val.csv --train train.csv
+        timegrain floors kinetics --ground-truth m.parquet --split test
 
     Args:
         ground_truth: A csv file with a column label, as Kinetics has it, or a manifest (.parquet).
@@ -168,6 +181,10 @@ def floors_ava(
 
     JSON: benchmark, protocol, coverage (null), rows; the row has name, chosen_on, map (mean over the draws), map_min,
     map_max, draws, num_boxes, boxes.
+
+    Example::
+
+        timegrain floors ava --ground-truth ava_val.csv --train ava_train.csv --label-map actions.pbtxt
 
     Args:
         ground_truth: Rows of the ground truth.

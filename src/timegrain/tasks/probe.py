@@ -80,6 +80,11 @@ def probe(
     Features are kept in OUT/features; the same videos are not decoded again. Writes OUT/probe.json and
     OUT/neighbours.png. The papers' full protocol takes --num_clips 10 --num_crops 3.
 
+    Examples::
+
+        timegrain probe --weights runs/VIDEOS-a0.9/weights.safetensors --manifest m.parquet
+        timegrain probe --weights W.safetensors --manifest m.parquet --hold-out 0.25 --json
+
     Args:
         weights: A .safetensors file, the folder of a pre-training run, or OWNER/NAME on the Hugging Face Hub.
         manifest: Videos with labels, from `timegrain manifest scan`.

@@ -119,6 +119,10 @@ def score_gebd(
     threshold), protocol, coverage, not_in_manifest, beside (a row per further file), floors (rows of evenly spaced
     boundaries and of annotators against each other). Rows have name, chosen_on and the keys of the result.
 
+    Example::
+
+        timegrain score gebd --ground-truth k400_mr345_val.pkl --predictions p.pkl --missing challenge
+
     Args:
         ground_truth: The official ground truth (k400_mr345_*.pkl), or the same as JSON.
         predictions: A dict from video id to a list of boundaries, as pickle or JSON.
@@ -186,6 +190,10 @@ def score_vidsitu(
     matching (accuracy, chance, videos, tied_videos), repeated_entries, protocol, coverage, not_in_manifest, floors (the
     rows of `timegrain floors vidsitu`).
 
+    Example::
+
+        timegrain score vidsitu --ground-truth ANNOTATIONS --predictions p.pkl --json
+
     Args:
         ground_truth: The annotation folder, with split_files/ and vinfo_files/.
         predictions: A list of {ann_idx, pred_vbs_ev, pred_scores_ev}, as pickle or JSON.
@@ -247,6 +255,10 @@ def score_ava(
 
     JSON keys, as fractions: map, ap (by class name; null for a class without ground truth), counts, protocol, coverage,
     floors (the row of `timegrain floors ava`: each class's share as the score of every true box, in one random order).
+
+    Example::
+
+        timegrain score ava --ground-truth ava_val.csv --predictions p.csv --label-map actions.pbtxt
 
     Args:
         ground_truth: Rows video, time, x1, y1, x2, y2, action id and perhaps person id; or video and time alone.
@@ -319,6 +331,10 @@ def score_topk(*, predictions: Path, manifest: Path | None = None, floors: bool 
     top5_correct, num_videos, num_classes, views_per_video, missing_clips, videos_without_clips, protocol, coverage,
     floors (the row of the majority class).
 
+    Example::
+
+        timegrain score topk --predictions p.json
+
     Args:
         predictions: JSON with labels, clip_ids (those seen), logits_by_clip_id, views_per_video; clip c is view
             c % views_per_video of video c // views_per_video.
@@ -364,6 +380,10 @@ def score_retrieval(
 
     JSON keys: recall_at (keyed "1", "5", "10", "20", "50", fractions), num_queries, num_gallery, tied_queries, centred,
     queries_without_match, protocol, coverage, floors (the row of a gallery in random order).
+
+    Example::
+
+        timegrain score retrieval --predictions p.json --json
 
     Args:
         predictions: JSON with gallery_train, gallery_labels, query_test, query_labels: one feature per video.

@@ -76,6 +76,10 @@ def floors_scenedetect(
 
     JSON keys: detector, videos, failed, failures (reason by id), boundaries, out, coverage (of a manifest, else null).
 
+    Example::
+
+        timegrain floors scenedetect VIDEOS --out cuts.json
+
     Args:
         videos: A manifest (.parquet) or a folder of videos.
         out: Where to write a dict from video id to boundaries, as .json or .pkl; `timegrain score gebd` reads it. The
@@ -115,6 +119,10 @@ def floors_change(
     """Boundaries where picture or motion change most, without learning: pixel difference and optical flow.
 
     JSON keys: detector, videos, failed, failures (reason by id), boundaries, out, coverage (of a manifest, else null).
+
+    Example::
+
+        timegrain floors change m.parquet --split val --out changes.pkl
 
     Args:
         videos: A manifest (.parquet) or a folder of videos.

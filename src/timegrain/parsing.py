@@ -1,0 +1,151 @@
+"""From a typed function to a command's options: one-message errors, and help that teaches.
+
+jsonargparse makes options of the signature; what the docstring says before its ``Args:`` (with its examples) becomes
+the text above them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import inspect
+import itertools
+import json
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, auto_cli
+
+_CONFIG_HELP = "A YAML file with any of these options, as --print_config writes it; what is typed beside it wins."
+_SECTIONS = ("Args:", "Returns:", "Raises:", "Yields:")
+
+
+def run(command: Callable[..., Any], name: str, arguments: Sequence[str]) -> Any:
+    """Call a command with what was typed.
+
+    Args:
+        command: A typed function with a Google-style docstring.
+        name: What its user types, such as ``manifest scan``.
+        arguments: What follows the name.
+
+    Returns:
+        What the command returns.
+
+    Raises:
+        SystemExit: After ``--help`` (0) and after options that do not fit (2, one message on standard error).
+    """
+    parameters = list(inspect.signature(command).parameters.values())
+
+    class Parser(_Parser):
+        command_name = name
+        required_options = tuple(parameter.name for parameter in parameters if parameter.default is parameter.empty)
+
+    return auto_cli(
+        command,
+        args=prepare(arguments, parameters),
+        config_help=_CONFIG_HELP,
+        prog=f"timegrain {name}",
+        description=described(command),
+        parser_class=Parser,
+        formatter_class=_Formatter,
+    )
+
+
+def prepare(arguments: Sequence[str], parameters: Sequence[inspect.Parameter]) -> list[str]:
+    """What shells are used to: `--num-videos` for `--num_videos`, `--json` alone, `a b c` as a list."""
+    flags = {f"--{parameter.name}" for parameter in parameters if parameter.annotation in (bool, "bool")}
+    prepared = [re.sub(r"^--[\w.-]+", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in arguments]
+    for position in reversed(range(len(prepared))):
+        following = prepared[position + 1 : position + 2]
+        if prepared[position] in flags and following not in (["true"], ["false"]):
+            prepared[position] += "=true"
+    lists = [parameter for parameter in parameters if str(parameter.annotation).startswith("list[")]
+    if lists and lists[0] is parameters[0]:
+        prepared = _as_list(prepared, 0)
+    for parameter in lists:
+        if f"--{parameter.name}" in prepared:
+            prepared = _as_list(prepared, prepared.index(f"--{parameter.name}") + 1)
+    return prepared
+
+
+def _as_list(words: list[str], start: int) -> list[str]:
+    """Words from a position up to the next option as one list; a list in JSON stays what it is."""
+    stop = next((place for place in range(start, len(words)) if words[place].startswith("-")), len(words))
+    given = words[start:stop]
+    if not given or (len(given) == 1 and given[0].startswith("[")):
+        return words
+    return [*words[:start], json.dumps(given), *words[stop:]]
+
+
+def described(command: Callable[..., Any]) -> str:
+    """What a docstring says before its sections; indented blocks (the examples) keep their lines."""
+    lines = inspect.cleandoc(command.__doc__ or "").splitlines()
+    end = next((number for number, line in enumerate(lines) if line in _SECTIONS), len(lines))
+    return "\n".join(lines[:end]).strip().replace("``", "`").replace("::\n", ":\n")
+
+
+class _Formatter(DefaultHelpFormatter):
+    """Paragraphs refilled, examples kept; of an option only what helps to set it."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines: list[str] = []
+        for block in re.split(r"\n\s*\n", text):
+            for indented, group in itertools.groupby(block.splitlines(), key=lambda line: line.startswith("  ")):
+                part = list(group)
+                lines += part if indented else textwrap.wrap(" ".join(part), width)
+            lines.append("")
+        return "\n".join(lines[:-1])
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        if action.metavar == "{true,false}" and action.default is False:
+            return ""  # a flag
+        return super()._format_args(action, default_metavar)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = (action.help or "").replace("``", "`")
+        if getattr(action, "_jsonargparse_preexpanded_help", False) or "%(default)" in text:
+            return text
+        if action.required:
+            return f"{text} (required)" if action.option_strings else text
+        if any(action.default is nothing for nothing in (None, False, argparse.SUPPRESS)) or action.default == {}:
+            return text
+        return f"{text} (default: %(default)s)"
+
+
+class _Parser(ArgumentParser):
+    """A parser whose complaints are one message, and whose usage line fits on a line."""
+
+    command_name = ""
+    required_options: tuple[str, ...] = ()
+
+    def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
+        """The command's help page."""
+        words = []
+        for action in self._actions:
+            if action.help == "Path to a configuration file.":  # a file for one group of options: one way too many
+                action.help = argparse.SUPPRESS
+            elif "--print_config" in action.option_strings:
+                action.help, action.metavar = "Print every setting as YAML and stop.", ""
+            elif action.option_strings and action.dest in self.required_options:
+                words.append(f"{action.option_strings[0]} {action.metavar or action.dest.upper()}")
+            elif not action.option_strings:
+                several = str(action.metavar).startswith("'[")
+                if not str(action.metavar).startswith("{"):
+                    action.metavar = action.dest.upper()
+                words.insert(0, f"{action.metavar} [...]" if several else str(action.metavar))
+        self.usage = " ".join([f"timegrain {self.command_name}", *words, "[OPTIONS]"])
+        return super().format_help() if formatter is None else super().format_help(formatter)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Say what is wrong, offer the nearest option, stop with exit code 2."""
+        known = [option.lstrip("-") for option in self._option_string_actions]
+        words = re.findall(r"unrecognized arguments: -*([\w.]+)", message)
+        words += [f"{group}.{key}" for group, key in re.findall(r"Group '(.+)' does not .* option '(.+)'", message)]
+        close = [match for word in words for match in difflib.get_close_matches(word, known, n=1)]
+        hint = f" Did you mean --{close[0]}?" if close else ""
+        name = self.command_name
+        print(f"timegrain {name}: error: {message.strip()}{hint}\nSee `timegrain {name} --help`.", file=sys.stderr)
+        raise SystemExit(2)

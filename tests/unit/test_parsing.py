@@ -1,0 +1,68 @@
+"""Help that teaches: every command says what it is for, shows a command to copy, and lists options that it has."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import shlex
+
+import pytest
+from jsonargparse import capture_parser
+
+from timegrain.cli import COMMANDS, main
+from timegrain.parsing import described, prepare, run
+
+
+def command(name: str):
+    module, function = COMMANDS[name].target.split(":")
+    return getattr(importlib.import_module(module), function)
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_help_shows_an_example_that_parses(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as stopped:
+        main([*name.split(), "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: timegrain {name} ")
+    assert "<class" not in text
+    assert "Returns:" not in text
+    examples = re.findall(rf"^ +(timegrain {name} .*)$", text, re.MULTILINE)
+    assert examples, f"`timegrain {name} --help` shows no example (`Examples::` before `Args:` in its docstring)"
+    function = command(name)
+    for example in examples:
+        arguments = shlex.split(example, comments=True)[1 + len(name.split()) :]
+        # A configuration file need not be there for the rest of the line to be right.
+        arguments = [word for at, word in enumerate(arguments) if "--config" not in [word, *arguments[at - 1 : at]]]
+        parser = capture_parser(lambda function=function: run(function, name, ["--help"]))
+        assert parser.parse_args(prepare(arguments, list(inspect.signature(function).parameters.values())))
+
+
+def test_text_before_the_sections_is_the_description():
+    def function() -> None:
+        """Do a thing.
+
+        It is ``good``.
+
+        Examples::
+
+            do --this
+            do --that
+
+        Args:
+            nothing: Not shown.
+        """
+
+    assert described(function) == "Do a thing.\n\nIt is `good`.\n\nExamples:\n\n    do --this\n    do --that"
+
+
+def test_required_options_are_in_the_usage_line_and_flags_take_no_value(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        main(["embed", "--help"])
+    text = capsys.readouterr().out
+    assert text.startswith("usage: timegrain embed VIDEOS [...] --weights WEIGHTS --out OUT [OPTIONS]")
+    assert re.search(r"--json +Print one", text)
+    assert re.search(r"--overlap .*\(default: 0\.0\)", text)
