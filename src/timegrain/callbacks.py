@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -48,9 +48,14 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 
 class ProgressLine(Callback):
-    """One line: steps, loss, samples per second, share of time waiting for data, time left."""
+    """One line: steps, loss, samples per second, share of time waiting for data, time left.
 
-    def __init__(self) -> None:
+    Args:
+        description: The words before it.
+    """
+
+    def __init__(self, description: str = "training") -> None:
+        self.description = description
         self.bar: tqdm[Any] | None = None
         self.waited = self.trained = 0.0
         self._mark = 0.0
@@ -61,7 +66,11 @@ class ProgressLine(Callback):
         if trainer.is_global_zero:
             total = trainer.estimated_stepping_batches
             self.bar = tqdm(
-                total=int(total), initial=trainer.global_step, desc="pre-training", dynamic_ncols=True, mininterval=0.5
+                total=int(total),
+                initial=trainer.global_step,
+                desc=self.description,
+                dynamic_ncols=True,
+                mininterval=0.5,
             )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -216,7 +225,7 @@ class FeatureMonitor(Callback):
             return
         value = torch.zeros(1, device=pl_module.device)
         if trainer.is_global_zero:
-            values = self.measure(pl_module.objective.encoder, pl_module.device)  # type: ignore[union-attr, arg-type]
+            values = self.measure(cast(VideoEncoder, pl_module.encoder), pl_module.device)
             value[0] = values.get("monitor/knn_accuracy", values["monitor/same_video_retrieval"])
             self.csv_log.note(trainer, values)
         value = trainer.strategy.broadcast(value)

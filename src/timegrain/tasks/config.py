@@ -1,4 +1,4 @@
-"""What a pre-training run can be told: one small dataclass per room, shown by ``timegrain pretrain --help``."""
+"""What a training run can be told: one small dataclass per room, shown by the commands' ``--help``."""
 
 from __future__ import annotations
 
@@ -103,11 +103,11 @@ class ObjectiveConfig:
 
 
 @dataclass
-class RunConfig:
+class TrainingConfig:
     """How long, on what, and where the results go.
 
     Args:
-        out: Folder of the run; the same command again continues it. By default runs/NAME-aALPHA.
+        out: Folder of the run; the same command again continues it. By default one under `runs`.
         epochs: Passes over the videos. Not used when `steps` is given.
         steps: Optimiser steps, instead of `epochs`.
         warmup_epochs: Length of the linear warm-up, in epochs.
@@ -125,9 +125,6 @@ class RunConfig:
         checkpoint_minutes: Time between checkpoints.
         checkpoint_every_steps: Steps between checkpoints, instead of `checkpoint_minutes`.
         keep_every_epochs: Also keep a checkpoint for good every so many epochs; 0 keeps none.
-        monitor_every_epochs: Epochs between looks at the features (kNN where there are labels, else retrieval of the
-            same video); 0 never looks. The best checkpoint by it is kept as best.ckpt, to take weights from.
-        monitor_videos: Videos that the monitor uses at most.
         log_every_steps: Steps between lines of metrics.csv.
         tensorboard: Write TensorBoard event files.
         wandb: Log to this Weights & Biases project (needs the extra `wandb`).
@@ -151,9 +148,21 @@ class RunConfig:
     checkpoint_minutes: float = 10.0
     checkpoint_every_steps: int | None = None
     keep_every_epochs: int = 0
-    monitor_every_epochs: int = 10
-    monitor_videos: int = 256
     log_every_steps: int = 10
     tensorboard: bool = True
     wandb: str | None = None
     restart: bool = False
+
+
+@dataclass
+class RunConfig(TrainingConfig):
+    """How long, on what, where to, and how the features are watched on the way.
+
+    Args:
+        monitor_every_epochs: Epochs between looks at the features (kNN where there are labels, else retrieval of the
+            same video); 0 never looks. The best checkpoint by it is kept as best.ckpt, to take weights from.
+        monitor_videos: Videos that the monitor uses at most.
+    """
+
+    monitor_every_epochs: int = 10
+    monitor_videos: int = 256

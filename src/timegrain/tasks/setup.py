@@ -1,4 +1,4 @@
-"""From settings to the parts of a pre-training run, and what is said about it before it starts."""
+"""From settings to the parts of a training run, and what is said about pre-training before it starts."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import dataclasses
 import os
 import sys
 import time
+from collections.abc import Callable, Sequence, Sized
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 import yaml
 from lightning import Trainer
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from torch.utils.data import Dataset
 
-from timegrain.data.clips import VideoClips, collate
+from timegrain.data.clips import VideoClips
 from timegrain.data.frame_cache import FrameCache
 from timegrain.data.loading import EpochBatchSampler, ResumableLoader
 from timegrain.data.manifest import Manifest
@@ -27,7 +29,7 @@ from timegrain.losses import TeGLoss
 from timegrain.models.hub import EncoderConfig, VideoEncoder, load_encoder
 from timegrain.optim import OptimConfig
 from timegrain.sampling import ClipSpec
-from timegrain.tasks.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
+from timegrain.tasks.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig, TrainingConfig
 
 # Settings that may differ when a run is continued: they do not change what is learned.
 _FREE = {
@@ -134,8 +136,13 @@ def settings(configs: dict[str, Any]) -> dict[str, Any]:
     return {name: plain(config) for name, config in configs.items()}
 
 
-def open_run(out: Path, configs: dict[str, Any]) -> Path | None:
+def open_run(out: Path, configs: dict[str, Any], command: str = "pretrain") -> Path | None:
     """Make the run's folder, or find where its last visit stopped.
+
+    Args:
+        out: The folder.
+        configs: The command's settings by name; ``run`` is among them.
+        command: The command that repeats the run.
 
     Returns:
         The checkpoint to go on from, or None for a new run.
@@ -166,7 +173,7 @@ def open_run(out: Path, configs: dict[str, Any]) -> Path | None:
     if is_first_process():
         with atomic_path(path) as temporary:
             temporary.write_text(
-                "# Every setting of this run; `timegrain pretrain --config` with this file repeats it.\n"
+                f"# Every setting of this run; `timegrain {command} --config` with this file repeats it.\n"
                 + yaml.safe_dump({**values, "run": {**values["run"], "restart": False}}, sort_keys=False)
             )
     return checkpoint if checkpoint.exists() else None
@@ -237,14 +244,25 @@ def build_clips(data: DataConfig, augment: AugmentConfig, manifest: Manifest, se
     )
 
 
-def build_loader(clips: VideoClips, data: DataConfig, run: RunConfig, trainer: Trainer) -> ResumableLoader:
-    """The loader of this process's share of every batch."""
-    sampler = EpochBatchSampler(len(clips), data.batch_size, run.seed, trainer.global_rank, trainer.world_size)
+class Batches(Protocol):
+    """The part of a data room's settings that says how batches are made."""
+
+    batch_size: int
+    workers: int | None
+
+
+def build_loader(
+    dataset: Dataset[Any], collate: Callable[[Sequence[Any]], Any], data: Batches, run: TrainingConfig, trainer: Trainer
+) -> ResumableLoader:
+    """The loader of this process's share of every batch of a data set that takes (epoch, index)."""
+    sampler = EpochBatchSampler(
+        len(cast(Sized, dataset)), data.batch_size, run.seed, trainer.global_rank, trainer.world_size
+    )
     pin = trainer.strategy.root_device.type == "cuda"
-    return ResumableLoader(clips, sampler, collate, data.workers or 0, pin_memory=pin)
+    return ResumableLoader(dataset, sampler, collate, data.workers or 0, pin_memory=pin)
 
 
-def plan(data: DataConfig, run: RunConfig, num_videos: int) -> Schedule:
+def plan(data: Batches, run: TrainingConfig, num_videos: int) -> Schedule:
     """Steps and batch of the whole run.
 
     Raises:

@@ -1,0 +1,242 @@
+"""What every training command shares: the engine around a task, its optimiser and schedule, its files, its end."""
+
+from __future__ import annotations
+
+import json as json_module
+import logging
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from torch import Tensor
+
+from timegrain.callbacks import AtomicCheckpoints, FailedVideos, FeatureMonitor, MetricsCsv, ProgressLine, run_record
+from timegrain.data.loading import ResumableLoader
+from timegrain.models.hub import VideoEncoder, save_weights
+from timegrain.optim import OptimConfig, build_optimizer, schedule
+from timegrain.tasks.config import TrainingConfig
+from timegrain.tasks.setup import Schedule, is_first_process
+
+
+class TrainingTask(LightningModule):
+    """A task that trains an encoder, or something on it: optimiser, schedule, logs and weights are here.
+
+    A subclass says where its ``encoder`` is and ends its ``training_step`` with :meth:`report`. Batches carry
+    ``index`` (B,), the videos' rows in the loader's manifest, and ``failures``.
+
+    Args:
+        optim: Optimiser and its settings.
+        length: Of the run; the cosine ends with it.
+        weights: Where the encoder's weights are written with every checkpoint.
+        channels_last: Whether clips are laid out channels-last.
+    """
+
+    def __init__(self, optim: OptimConfig, length: Schedule, weights: Path, channels_last: bool = False) -> None:
+        super().__init__()
+        self.optim, self.length, self.weights = optim, length, weights
+        self.memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
+
+    @property
+    def encoder(self) -> VideoEncoder:
+        """The encoder that is trained or probed."""
+        raise NotImplementedError
+
+    def report(self, losses: dict[str, Tensor], batch: dict[str, Any]) -> Tensor:
+        """Log what a step computed and give back its ``loss``; one that is not finite stops the run."""
+        loss = losses["loss"]
+        if not torch.isfinite(loss):
+            self._stop_on_non_finite(batch, losses)
+        self.log_dict({name: value.detach() for name, value in losses.items()}, batch_size=len(batch["index"]))
+        self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+        return loss
+
+    def _stop_on_non_finite(self, batch: dict[str, Any], losses: dict[str, Tensor]) -> None:
+        loader: Any = self.trainer.train_dataloader
+        manifest = loader.dataset.manifest
+        files = "\n  ".join(manifest[int(index)].path for index in batch["index"])
+        parts = ", ".join(
+            f"{name} {float(value.detach()):g}" for name, value in losses.items() if name.endswith("loss")
+        )
+        last = self.weights.parent / "checkpoints" / "last.ckpt"
+        good = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
+        raise ValueError(
+            f"the loss is not finite at step {self.global_step} ({parts}); {good}. Try a lower --optim.learning_rate "
+            f"or 32-true precision. The batch's files:\n  {files}"
+        )
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser, and the reference's schedule: linear warm-up, cosine counted from step 0."""
+        optimizer = build_optimizer(self, self.optim)
+        factor = schedule(warmup_steps=self.length.warmup_steps, total_steps=self.length.steps)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the weights on disk as fresh as the checkpoint; never write weights that are not finite."""
+        bad = [name for name, tensor in self.state_dict().items() if not torch.isfinite(tensor).all()]
+        if bad:
+            raise ValueError(
+                f"weights are not finite at step {self.global_step} (first: {bad[0]}); nothing was written"
+            )
+        if is_first_process():
+            self.write_weights()
+
+    def write_weights(self) -> None:
+        """Write what users load."""
+        save_weights(self.encoder, self.weights)
+
+
+def fit(
+    task: TrainingTask,
+    run: TrainingConfig,
+    length: Schedule,
+    loader: Callable[[Trainer], ResumableLoader],
+    *,
+    failures: FailedVideos,
+    resume: Path | None = None,
+    description: str = "training",
+    monitor: Callable[[MetricsCsv], FeatureMonitor] | None = None,
+) -> Trainer:
+    """Train to the end, from the checkpoint ``resume`` on, and leave a last checkpoint.
+
+    Args:
+        task: What to train.
+        run: How, and where to; ``run.out`` is set.
+        length: Of the run.
+        loader: Makes the loader of this process's batches once processes are joined.
+        failures: Keeps the list of videos that could not be decoded.
+        resume: The checkpoint to go on from.
+        description: The words before the progress line.
+        monitor: Makes what looks at the features; the best checkpoint by it is kept. None never looks.
+
+    Raises:
+        KeyboardInterrupt: The user stopped the run; a checkpoint of the last step is there.
+    """
+    assert run.out is not None
+    trainer = _trainer(run, run.out, length, failures, description, monitor)
+    trainer.fit(task, loader(trainer), ckpt_path=resume, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    trainer.save_checkpoint(run.out / "checkpoints" / "last.ckpt")
+    return trainer
+
+
+def _trainer(
+    run: TrainingConfig,
+    out: Path,
+    length: Schedule,
+    failures: FailedVideos,
+    description: str,
+    monitor: Callable[[MetricsCsv], FeatureMonitor] | None,
+) -> Trainer:
+    """The engine: everything around the task that Lightning does well."""
+    folder = out / "checkpoints"
+    when: dict[str, Any] = (
+        {"every_n_train_steps": run.checkpoint_every_steps}
+        if run.checkpoint_every_steps
+        else {"train_time_interval": timedelta(minutes=run.checkpoint_minutes)}
+    )
+    csv_log = MetricsCsv(out / "metrics.csv", run.log_every_steps)
+    callbacks: list[Callback] = [
+        ProgressLine(description),
+        csv_log,
+        failures,
+        ModelCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=False, **when),
+    ]
+    if run.keep_every_epochs:
+        # By steps, not by epochs: a checkpoint taken after an epoch's end is not resumed exactly by the engine.
+        every = max(1, round(run.keep_every_epochs * length.steps_per_epoch))
+        callbacks.append(
+            ModelCheckpoint(
+                folder,
+                filename="{step:08d}",
+                every_n_train_steps=every,
+                save_top_k=-1,
+                save_on_train_epoch_end=False,
+                enable_version_counter=False,
+            )
+        )
+    if monitor is not None:
+        watch = monitor(csv_log)
+        callbacks += [
+            watch,
+            ModelCheckpoint(
+                folder,
+                filename="best",
+                monitor="monitor",
+                mode="max",
+                every_n_epochs=watch.every_epochs,
+                save_on_train_epoch_end=True,
+                enable_version_counter=False,
+            ),
+        ]
+    loggers: list[Logger] = []
+    if run.tensorboard:
+        loggers.append(TensorBoardLogger(out, name="tensorboard", version=""))
+    if run.wandb:
+        loggers.append(WandbLogger(project=run.wandb, save_dir=out))
+    return Trainer(
+        accelerator=run.accelerator,
+        devices=run.devices,
+        num_nodes=run.num_nodes,
+        precision=run.precision,
+        max_steps=length.steps,
+        accumulate_grad_batches=run.accumulate,
+        sync_batchnorm=run.sync_batchnorm and run.accelerator != "cpu" and torch.cuda.is_available(),
+        callbacks=callbacks,
+        logger=loggers,
+        plugins=[AtomicCheckpoints()],
+        log_every_n_steps=run.log_every_steps,
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=out,
+    )
+
+
+def finish(
+    out: Path, trainer: Trainer, started: float, *, found: dict[str, Any], json: bool, following: Sequence[str]
+) -> None:
+    """Note in ``run.json`` how the run ended, and say what there is now and what to type next.
+
+    Args:
+        out: Folder of the run.
+        trainer: Has finished.
+        started: When the command began, in seconds.
+        found: What the run made, by name: first the file that users load. Goes to ``run.json`` and to ``--json``.
+        json: Print one JSON object instead of text.
+        following: Lines for people after "Done".
+    """
+    seconds = time.time() - started
+    final = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    facts = {"steps": trainer.global_step, "seconds": seconds}
+    run_record(out, {"finished": time.time(), **facts, "final": final, **found})
+    if json:
+        print(json_module.dumps({**found, **facts, **final}))
+    else:
+        name, file = next(iter(found.items()))
+        took = timedelta(seconds=round(seconds))
+        print(f"\nDone: {trainer.global_step} steps in {took}. {name.capitalize()}: {file}")
+        print("\n".join(following))
+
+
+def quieten() -> None:
+    """Leave the screen to our own lines: Lightning's hints about choices made on purpose here are switched off."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    for hint in (
+        ".*does not have many workers.*",
+        ".*No `val_dataloader`.*",
+        ".*exists and is not empty.*",
+        ".*GPU available but not used.*",
+        ".*LeafSpec.*",
+        ".*mid-epoch.*",
+    ):
+        warnings.filterwarnings("ignore", hint)
