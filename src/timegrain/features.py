@@ -17,69 +17,21 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
 
-from timegrain.data.decoding import VideoError, open_video
-from timegrain.data.isolated import default_workers
 from timegrain.data.manifest import Manifest
-from timegrain.data.transforms import center_view, three_crops, to_model_input
+from timegrain.data.transforms import to_model_input
+from timegrain.data.views import VideoViews, Views, load_views
 from timegrain.files import atomic_path
 from timegrain.models.hub import VideoEncoder
 from timegrain.models.weights import choose_device, fingerprint
 from timegrain.progress import track
-from timegrain.sampling import ClipSpec, frames_to_read
 
 _PART = 256  # videos per cache file
-_VERSION = 1  # of what decides about features; a new one leaves old caches aside
-
-
-@dataclass(frozen=True)
-class Views:
-    """How each video is seen.
-
-    Args:
-        num_frames: Frames of a clip.
-        stride: Source frames from one to the next.
-        crop_size: Height and width in pixels; the shorter side is resized to it.
-        num_clips: Clips, evenly spaced from the video's beginning to its end; a single one is in the middle.
-        num_crops: 1 is the square in the middle, 3 are squares along the longer side.
-    """
-
-    num_frames: int
-    stride: int
-    crop_size: int
-    num_clips: int = 1
-    num_crops: int = 1
-
-    def __post_init__(self) -> None:
-        ClipSpec(self.num_frames, self.stride)
-        if self.num_clips < 1 or self.crop_size < 1 or self.num_crops not in (1, 3):
-            raise ValueError(
-                f"views need at least 1 clip and 1 pixel, and 1 or 3 crops; got num_clips {self.num_clips}, "
-                f"crop_size {self.crop_size}, num_crops {self.num_crops}"
-            )
-
-    @classmethod
-    def of(cls, encoder: VideoEncoder, num_clips: int = 1, num_crops: int = 1) -> Views:
-        """The views that suit an encoder: clips as in its training."""
-        config = encoder.config
-        return cls(config.clip_num_frames, config.clip_stride, config.crop_size, num_clips, num_crops)
-
-    def starts(self, num_frames: int) -> npt.NDArray[np.int64]:
-        """First frame of each clip in a video of ``num_frames`` frames; all 0 in one shorter than a clip."""
-        last = max(0, num_frames - ClipSpec(self.num_frames, self.stride).span)
-        if self.num_clips == 1:
-            return np.array([last // 2])
-        return np.linspace(0, last, self.num_clips).round().astype(np.int64)
-
-    def __str__(self) -> str:
-        views = f"{self.num_clips} clip{'s' * (self.num_clips > 1)} x {self.num_crops} crop{'s' * (self.num_crops > 1)}"
-        return f"{views} of {self.num_frames} frames x stride {self.stride}, {self.crop_size} x {self.crop_size} pixels"
+_VERSION = 2  # of what decides about features; a new one leaves old caches aside
 
 
 @dataclass(frozen=True)
@@ -128,6 +80,12 @@ class PixelFeatures(nn.Module):
         return f"{self.side} x {self.side} RGB pixels in {self.segments} parts of the clip's time"
 
 
+def views_of(encoder: VideoEncoder, num_clips: int = 1, num_crops: int = 1) -> Views:
+    """The views that suit an encoder: clips as in its training."""
+    config = encoder.config
+    return Views(config.clip_num_frames, config.clip_stride, config.crop_size, num_clips, num_crops)
+
+
 def features_for_manifest(
     encoder: VideoEncoder,
     manifest: Manifest,
@@ -153,7 +111,7 @@ def features_for_manifest(
         workers: Processes that decode; by default one fewer than there are cores.
         progress: Show a progress line.
     """
-    views = Views.of(encoder, num_clips, num_crops)
+    views = views_of(encoder, num_clips, num_crops)
     tables = features_of_encoders(
         {"encoder": encoder}, manifest, views, cache_folder=cache_folder, device=device, batch_size=batch_size,
         workers=workers, progress=progress,
@@ -207,8 +165,7 @@ def features_of_encoders(
         if missing:
             todo.append((part, missing, {name: file for name, file in files.items() if file is not None}))
     total = sum(len(part) for part, _, _ in todo)
-    loader = _loader(paths, [i for part, _, _ in todo for i in part], views, _workers(workers, total))
-    seen: Iterator[tuple[int, Tensor | str]] = iter(loader)
+    seen = load_views(VideoViews.of(paths, [i for part, _, _ in todo for i in part], views), workers)
     if progress and total:
         seen = track(seen, "features", total=total)
     for part, missing, places in todo:
@@ -234,56 +191,6 @@ def features_of_encoders(
         )
         for name in encoders
     }
-
-
-class _ViewData(Dataset[tuple[int, Tensor | str]]):
-    """Views of the videos asked for, uint8 (views, T, C, H, W), or the reason why there are none."""
-
-    def __init__(self, paths: Sequence[str], indices: Sequence[int], views: Views) -> None:
-        self.paths, self.indices, self.views = [paths[i] for i in indices], list(indices), views
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, item: int) -> tuple[int, Tensor | str]:
-        try:
-            return self.indices[item], read_views(self.paths[item], self.views)
-        except VideoError as error:
-            return self.indices[item], error.reason
-
-
-def read_views(path: str, views: Views) -> Tensor:
-    """All views of a video, uint8 (num_clips · num_crops, T, C, size, size), in one decode pass.
-
-    Raises:
-        VideoError: The video cannot be read.
-    """
-    with open_video(path) as reader:
-        clip = ClipSpec(views.num_frames, views.stride)
-        wanted = [
-            frames_to_read(clip.indices(int(start)), reader.num_frames) for start in views.starts(reader.num_frames)
-        ]
-        union, inverse = np.unique(np.concatenate(wanted), return_inverse=True)
-        frames = reader.frames(union)
-    if views.num_crops == 1:
-        small = center_view(frames, views.crop_size, rounding="nearest")[None]
-    else:
-        small = three_crops(frames, views.crop_size, rounding="nearest")
-    picked = torch.from_numpy(inverse.reshape(len(wanted), -1))
-    return torch.stack([crop[positions] for positions in picked for crop in small]).contiguous()
-
-
-def _loader(
-    paths: Sequence[str], indices: Sequence[int], views: Views, workers: int
-) -> DataLoader[tuple[int, Tensor | str]]:
-    data = _ViewData(paths, indices, views)
-    return DataLoader(data, batch_size=None, num_workers=workers, prefetch_factor=2 if workers else None)
-
-
-def _workers(workers: int | None, num_videos: int) -> int:
-    if workers is None:
-        workers = default_workers() - 1
-    return min(workers, num_videos // 8)  # a process costs seconds to start
 
 
 @torch.inference_mode()

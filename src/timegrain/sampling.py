@@ -178,3 +178,17 @@ def linspace_clips(num_frames: int, spec: ClipSpec, num_clips: int) -> list[Fram
     if num_clips == 1:
         return [spec.indices(last // 2)]
     return [spec.indices(int(start)) for start in np.linspace(0, last, num_clips)]
+
+
+def centred_clip(num_frames: int, spec: ClipSpec, centre: int) -> FrameIndices:
+    """The clip around a frame, for events, key frames and boundaries: ``centre - T·s // 2 + s·i``, i = 0 … T - 1.
+
+    Positions before the beginning or behind the end of the video become its first or last frame, as in the programs
+    of AVA and VidSitu: a window around a moment must not show another one, as looping would.
+
+    Args:
+        num_frames: Frames in the video.
+        spec: T and s.
+        centre: The frame in the middle.
+    """
+    return np.clip(spec.indices(centre - spec.num_frames * spec.stride // 2), 0, num_frames - 1)

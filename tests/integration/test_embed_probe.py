@@ -12,6 +12,7 @@ import torch
 from conftest import make_video, moving_square
 from timegrain import features
 from timegrain.cli import main
+from timegrain.data import views
 from timegrain.data.decoding import open_video
 from timegrain.data.decoding import probe as probe_video
 from timegrain.data.manifest import Manifest
@@ -239,7 +240,7 @@ def test_probe_scores_and_remembers(weights, video_folder, tmp_path, capsys, mon
     def no_decoding(*arguments):
         raise AssertionError("a video was decoded again")
 
-    monkeypatch.setattr(features, "read_views", no_decoding)
+    monkeypatch.setattr(views, "read_clips", no_decoding)
     code, text, _ = run(capsys, *arguments)
     assert code == 0
     assert "6 training videos, 2 test videos, 2 classes, by the manifest's splits" in text
@@ -314,7 +315,7 @@ def test_features_of_views_equal_single_clips(weights, video_folder, tmp_path):
     row = manifest[3]
     expected = []
     with open_video(row.path) as reader, torch.inference_mode():
-        for start in (0, row.num_frames - 15):
+        for start in (0, row.num_frames - 16):
             frames = reader.frames(np.arange(8) * 2 + start)
             views = three_crops(frames, 32, rounding="nearest")
             expected += [encoder(to_model_input(view[None]))[0].mean(0) for view in views]
@@ -336,8 +337,13 @@ def test_cached_features_are_those_of_their_weights_and_files(weights, video_fol
     files = sorted((tmp_path / "cache").iterdir())
     assert len(files) == 3
     files[0].write_bytes(b"cut off")
-    decoded, original = [], features.read_views
-    monkeypatch.setattr(features, "read_views", lambda path, views: (decoded.append(path), original(path, views))[1])
+    decoded, original = [], views.read_clips
+
+    def read_clips(path, *arguments, **options):
+        decoded.append(path)
+        return original(path, *arguments, **options)
+
+    monkeypatch.setattr(views, "read_clips", read_clips)
     again = features.features_for_manifest(encoder, manifest, **options)
     assert len(decoded) in (2, 3)  # the part that was damaged
     assert torch.equal(first.features, again.features)
@@ -349,11 +355,11 @@ def test_cached_features_are_those_of_their_weights_and_files(weights, video_fol
 
 
 def test_views_and_pixels():
-    views = features.Views(8, 2, 32, num_clips=3)
-    assert views.starts(40).tolist() == [0, 12, 25]
-    assert views.starts(9).tolist() == [0, 0, 0]
-    assert features.Views(8, 2, 32).starts(40).tolist() == [12]
-    assert "3 clips x 1 crop of 8 frames x stride 2" in str(views)
+    seen = views.Views(8, 2, 32, num_clips=3)
+    assert [int(clip[0]) for clip in seen.clips(40)] == [0, 12, 24]
+    assert [int(clip[0]) for clip in seen.clips(9)] == [0, 0, 0]
+    assert [int(clip[0]) for clip in views.Views(8, 2, 32).clips(40)] == [12]
+    assert "3 clips x 1 crop of 8 frames x stride 2" in str(seen)
     clip = torch.zeros(1, 3, 8, 32, 32)
     clip[:, 0, 4:, :, 16:] = 1
     pixels = features.PixelFeatures(side=2, segments=2)(clip)
@@ -361,4 +367,4 @@ def test_views_and_pixels():
     red_late = pixels.reshape(3, 2, 2, 2)[0, 1]
     assert red_late.tolist() == [[0, 1], [0, 1]]
     with pytest.raises(ValueError, match="1 or 3 crops"):
-        features.Views(8, 2, 32, num_crops=2)
+        views.Views(8, 2, 32, num_crops=2)

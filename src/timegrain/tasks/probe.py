@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from timegrain.data.coverage import coverage_lines
 from timegrain.data.manifest import Manifest
-from timegrain.features import FeatureTable, PixelFeatures, Views, class_numbers, features_of_encoders
+from timegrain.data.views import Views
+from timegrain.features import FeatureTable, PixelFeatures, class_numbers, features_of_encoders, views_of
 from timegrain.files import atomic_path
 from timegrain.metrics.retrieval import RetrievalRecall
 from timegrain.models.hub import EncoderConfig, VideoEncoder
@@ -108,7 +109,7 @@ def probe(
     out = out or _beside(weights) / "probe"
     everything = Manifest.open(manifest)
     used, task_rule = choose_videos(everything, split_train, split_test, hold_out)
-    views = Views.of(encoder, num_clips, num_crops)
+    views = views_of(encoder, num_clips, num_crops)
     encoders: dict[str, nn.Module] = {TRAINED: encoder}
     encoders |= {f"{RANDOM} {number}": random_encoder(encoder.config, number) for number in range(random_seeds)}
     if pixels:

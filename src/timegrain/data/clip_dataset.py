@@ -1,0 +1,116 @@
+"""What every data set of random training clips does alike: keyed draws, one decode pass, broken videos told of."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from timegrain.data.decoding import Crop, VideoError, open_video
+from timegrain.data.frame_cache import FrameCache
+from timegrain.data.manifest import Manifest
+from timegrain.data.transforms import Augmentation, AugmentConfig, stack_clips
+from timegrain.sampling import frames_to_read
+
+_ATTEMPTS = 5  # samples tried in place of one whose video cannot be decoded
+
+
+class ClipDataset(Dataset[dict[str, Any]]):
+    """Samples that are a pure function of (seed, epoch, index).
+
+    A video that cannot be decoded is never replaced in silence: another sample, chosen by the same draws, takes its
+    place in the batch and carries the path and the reason under ``failures``.
+
+    Args:
+        manifest: Usable videos.
+        crop_size: Height and width of the clips.
+        augment: How clips are augmented.
+        seed: Of the run.
+        cache: Decoded frames of the same manifest, instead of decoding.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        crop_size: int = 224,
+        augment: AugmentConfig | None = None,
+        seed: int = 0,
+        cache: FrameCache | None = None,
+    ) -> None:
+        self.manifest, self.crop_size, self.seed, self.cache = manifest, crop_size, seed, cache
+        self.augment = augment or AugmentConfig()
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    @abstractmethod
+    def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """One sample, every draw from ``rng``; its ``index`` is a row of the manifest."""
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        epoch, index = key
+        rng = np.random.default_rng([self.seed, epoch, index])
+        failures: list[tuple[str, str]] = []
+        for _ in range(_ATTEMPTS):
+            try:
+                return {**self.sample(index, rng), "failures": failures}
+            except VideoError as error:
+                failures.append((str(error.path), error.reason))
+                index = int(rng.integers(len(self)))
+        path, reason = failures[-1]
+        raise VideoError(path, f"{reason}; {_ATTEMPTS} videos in a row could not be decoded, this is the last of them")
+
+    def read(self, video: int, wanted: Sequence[np.ndarray], crops: Sequence[Crop]) -> tuple[list[Tensor], Crop]:
+        """Frames of several clips of a video in one decode pass.
+
+        Args:
+            video: Row of the manifest.
+            wanted: Positions of each clip's frames; those beyond the end are looped.
+            crops: What is needed of the pictures.
+
+        Returns:
+            Frames uint8 (T, C, H, W) of each clip, cut to the part of the picture that holds all crops, and that part.
+
+        Raises:
+            VideoError: The video cannot be decoded, or is not the one that was scanned.
+        """
+        row = self.manifest[video]
+        path, num_frames = row.path, row.num_frames
+        top, left = min(crop.top for crop in crops), min(crop.left for crop in crops)
+        bottom = max(crop.top + crop.height for crop in crops)
+        right = max(crop.left + crop.width for crop in crops)
+        box = Crop(top, left, bottom - top, right - left)
+        union, inverse = np.unique(frames_to_read(np.concatenate(wanted), num_frames), return_inverse=True)
+        if self.cache is not None:
+            frames = self.cache.frames(video, union, crop=box)
+        else:
+            with open_video(path) as reader:
+                if reader.info.num_frames != num_frames:
+                    raise VideoError(
+                        path,
+                        f"has {reader.info.num_frames} frames where the manifest says {num_frames}; "
+                        "it changed since it was scanned: run `timegrain manifest scan` again",
+                    )
+                frames = reader.frames(union, crop=box)
+        ends = np.cumsum([len(indices) for indices in wanted])[:-1]
+        return [frames[torch.from_numpy(part)] for part in np.split(inverse, ends)], box
+
+
+def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Stack samples to a batch: clips (B, T, C, H, W) uint8, other tensors (B, ...), numbers (B,), failures joined."""
+    batch: dict[str, Any] = {"failures": [failure for sample in samples for failure in sample["failures"]]}
+    for name in samples[0]:
+        values = [sample[name] for sample in samples]
+        if isinstance(values[0], Tensor):
+            batch[name] = stack_clips(values) if values[0].ndim == 4 else torch.stack(values)
+        elif isinstance(values[0], Augmentation):
+            batch[name] = Augmentation.collate(values)
+        elif name != "failures":
+            batch[name] = torch.tensor(values)
+    return batch
