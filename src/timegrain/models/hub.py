@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
@@ -24,26 +24,37 @@ from torch import Tensor, nn
 
 from timegrain.files import atomic_path
 from timegrain.models import heads as projection
-from timegrain.models.resnet3d import ResNet3D, r3d18, r3d50, r3d_tiny
+from timegrain.models import resnet3d, slowfast
+from timegrain.models.blocks import Backbone
 
-BACKBONES: dict[str, Callable[..., ResNet3D]] = {"r3d50": r3d50, "r3d18": r3d18, "r3d_tiny": r3d_tiny}
+BACKBONES: dict[str, Callable[..., Backbone]] = {
+    "r3d50": resnet3d.r3d50,
+    "r3d18": resnet3d.r3d18,
+    "r3d_tiny": resnet3d.r3d_tiny,
+    "slow_r50": resnet3d.slow_r50,
+    "slow_r50_nl": resnet3d.slow_r50_nl,
+    "i3d_r50": resnet3d.i3d_r50,
+    "i3d_r50_nl": resnet3d.i3d_r50_nl,
+    "slowfast_r50": slowfast.slowfast_r50,
+    "slowfast_r50_nl": slowfast.slowfast_r50_nl,
+}
 
 _METADATA_KEY = "timegrain_config"
 
 
-def build_backbone(name: str, **options: Any) -> ResNet3D:
+def build_backbone(name: str, **options: Any) -> Backbone:
     """A backbone with fresh weights, drawn from torch's global generator.
 
     Args:
         name: A key of `BACKBONES`.
-        **options: Settings of `ResNet3D` that differ from that backbone's own.
+        **options: Settings of `ResNet3D` or `SlowFast` that differ from that backbone's own.
 
     Raises:
         ValueError: The name or an option is unknown, or an option has an impossible value.
     """
     if name not in BACKBONES:
         raise ValueError(f"unknown backbone {name!r}; there are {', '.join(BACKBONES)}")
-    known = inspect.signature(ResNet3D).parameters
+    known = inspect.signature(get_type_hints(BACKBONES[name])["return"]).parameters
     unknown = [option for option in options if option not in known]
     if unknown:
         raise ValueError(f"backbone {name} has no option {', '.join(unknown)}; there are {', '.join(known)}")

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from timegrain.models.blocks import Backbone
 from timegrain.models.heads import ProjectionHead
 from timegrain.models.hub import build_backbone
-from timegrain.models.resnet3d import ResNet3D
+from timegrain.models.non_local import NonLocalBlock
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,9 @@ class StageCost:
     """A part of the backbone for one clip.
 
     Args:
-        name: "stem", "pool" or "stage 2" to "stage 5".
+        name: Such as "stem", "pool" or "stage 2" to "stage 5".
         shape: Its output (C, T, H, W).
-        multiply_adds: Of its convolutions.
+        multiply_adds: Of its convolutions, and of the products between places in non-local blocks.
         norm_outputs: Values that its batch norms put out.
     """
 
@@ -32,7 +33,7 @@ class StageCost:
     norm_outputs: int
 
 
-def stage_costs(backbone: ResNet3D, num_frames: int, height: int, width: int) -> list[StageCost]:
+def stage_costs(backbone: Backbone, num_frames: int, height: int, width: int) -> list[StageCost]:
     """Shapes and multiply-adds of each part for one clip.
 
     Args:
@@ -42,7 +43,7 @@ def stage_costs(backbone: ResNet3D, num_frames: int, height: int, width: int) ->
         width: Its width in pixels.
 
     Returns:
-        Stem, pool (if there is one) and stages, in order.
+        The backbone's parts, in order.
     """
     counts = {"convolutions": 0, "norms": 0}
     costs: list[StageCost] = []
@@ -50,6 +51,10 @@ def stage_costs(backbone: ResNet3D, num_frames: int, height: int, width: int) ->
     def count_convolution(module: nn.Module, inputs: Any, output: Tensor) -> None:
         assert isinstance(module, nn.Conv3d)
         counts["convolutions"] += output.numel() * module.weight[0].numel()
+
+    def count_products(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        assert isinstance(module, NonLocalBlock)
+        counts["convolutions"] += module.num_products(*output.shape[2:])
 
     def count_norm(module: nn.Module, inputs: Any, output: Tensor) -> None:
         counts["norms"] += output.numel()
@@ -65,15 +70,15 @@ def stage_costs(backbone: ResNet3D, num_frames: int, height: int, width: int) ->
     for module in backbone.modules():
         if isinstance(module, nn.Conv3d):
             handles.append(module.register_forward_hook(count_convolution))
+        elif isinstance(module, NonLocalBlock):
+            handles.append(module.register_forward_hook(count_products))
         elif isinstance(module, nn.BatchNorm3d):
             handles.append(module.register_forward_hook(count_norm))
-    handles.append(backbone.stem_norm.register_forward_hook(close("stem")))
-    if not isinstance(backbone.stem_pool, nn.Identity):
-        handles.append(backbone.stem_pool.register_forward_hook(close("pool")))
-    handles += [stage.register_forward_hook(close(f"stage {name}")) for name, stage in backbone.stages.items()]
+    handles += [module.register_forward_hook(close(name)) for name, module in backbone.parts().items()]
+    channels = next(m.in_channels for m in backbone.modules() if isinstance(m, nn.Conv3d))
     try:
         with torch.no_grad():
-            backbone(torch.empty(1, backbone.stem_conv.in_channels, num_frames, height, width, device="meta"))
+            backbone(torch.empty(1, channels, num_frames, height, width, device="meta"))
     finally:
         for handle in handles:
             handle.remove()
@@ -148,8 +153,9 @@ def describe_backbone(name: str, clips: list[tuple[int, int, int]], options: dic
         "clips": reports,
         "multiply_adds": sum(report["multiply_adds"] for report in reports),
         "multiply_adds_and_norm_outputs": sum(report["multiply_adds_and_norm_outputs"] for report in reports),
-        "counted": "multiply-adds of the convolutions of the backbone, one forward pass, padding included; norms, "
-        "activations, pooling and heads not. The second count adds one operation for each output of a batch norm.",
+        "counted": "multiply-adds of the convolutions of the backbone, and of products in non-local blocks; one forward "
+        "pass, padding included; norms, activations, pooling and heads not. The second count adds one operation for each "
+        "output of a batch norm.",
     }
 
 
@@ -170,7 +176,8 @@ def model_info(
         timegrain model-info --backbone r3d18 --clips 32x112,16x112
 
     Args:
-        backbone: r3d50 (the paper's), r3d18 or r3d_tiny.
+        backbone: r3d50 (the paper's), r3d18, r3d_tiny; slow_r50, i3d_r50, slowfast_r50, and each with non-local blocks:
+            slow_r50_nl, i3d_r50_nl, slowfast_r50_nl.
         clips: FRAMESxSIDE or FRAMESxHEIGHTxWIDTH, several with commas; the total is over all. The default is the
             paper's pair: a long clip of 32 frames and a short one of 16.
         options: Settings of the backbone that differ from its own, such as '{"stem_temporal_stride": 1}'.
@@ -192,11 +199,11 @@ def _as_text(report: dict[str, Any]) -> str:
     for clip in report["clips"]:
         steps = clip["num_time_steps"]
         lines.append(f"clip of {clip['num_frames']} frames, {clip['height']} x {clip['width']}: {steps} time steps")
-        lines.append(f"  {'':<8} {'channels x time x height x width':>32} {'multiply-adds':>14}")
+        lines.append(f"  {'':<9} {'channels x time x height x width':>32} {'multiply-adds':>14}")
         for stage in clip["stages"]:
             shape = " x ".join(map(str, stage["shape"]))
-            lines.append(f"  {stage['name']:<8} {shape:>32} {_giga(stage['multiply_adds']):>14}")
-        lines += [f"  {'all':<8} {'':>32} {_giga(clip['multiply_adds']):>14}", ""]
+            lines.append(f"  {stage['name']:<9} {shape:>32} {_giga(stage['multiply_adds']):>14}")
+        lines += [f"  {'all':<9} {'':>32} {_giga(clip['multiply_adds']):>14}", ""]
     lines += [
         f"total {_giga(report['multiply_adds'])} multiply-adds; with one operation for each batch-norm output "
         f"{_giga(report['multiply_adds_and_norm_outputs'])}",
