@@ -191,4 +191,5 @@ def centred_clip(num_frames: int, spec: ClipSpec, centre: int) -> FrameIndices:
         spec: T and s.
         centre: The frame in the middle.
     """
-    return np.clip(spec.indices(centre - spec.num_frames * spec.stride // 2), 0, num_frames - 1)
+    positions = spec.indices(centre - spec.num_frames * spec.stride // 2)
+    return positions.clip(0, num_frames - 1)

@@ -156,4 +156,5 @@ def slowfast_r50(**options: Any) -> SlowFast:
 
 def slowfast_r50_nl(**options: Any) -> SlowFast:
     """`slowfast_r50` with five non-local blocks in the slow pathway and fusions of kernel 5, as published."""
-    return SlowFast(**({"non_local": FIVE_NON_LOCAL, "affinity": "dot_product", "fusion_kernel": 5} | options))
+    defaults: dict[str, Any] = {"non_local": FIVE_NON_LOCAL, "affinity": "dot_product", "fusion_kernel": 5}
+    return SlowFast(**(defaults | options))
