@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from timegrain.data.transforms import three_crops, to_model_input
 from timegrain.feature_files import list_videos, read_features
 from timegrain.inference import Embedder, load
 from timegrain.models.hub import EncoderConfig, VideoEncoder, save_weights
+from timegrain.report.results import read_result
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +225,16 @@ def test_probe_scores_and_remembers(weights, video_folder, tmp_path, capsys, mon
     assert code == 0
     record = json.loads(text)
     assert json.loads((out / "probe.json").read_text()) == record
+    result = read_result(out / "result.json")
+    assert [(row.method, row.role, row.seed) for row in result.rows] == [
+        ("weights", "trained", None),
+        ("random weights", "floor", 0),
+        ("random weights", "floor", 1),
+        ("raw pixels", "floor", None),
+        ("commonest class", "floor", None),
+    ]
+    assert result.rows[0].scores["top1"] == record["scores"]["weights"][0]["linear"]
+    assert set(result.rows[0].scores) == set(result.metrics) == {"top1", "knn", "R@1", "R@5", "R@10"}
     assert (record["num_train"], record["num_test"], record["num_classes"]) == (6, 2, 2)
     assert record["broken"][0]["path"] == str(tmp_path / "bad.mp4")
     assert "could not read" in err
@@ -262,6 +274,37 @@ def test_probe_states_the_coverage_of_a_benchmark(weights, video_folder, tmp_pat
     assert f"ucf101: 6 of 9 training videos (66.66 %); {missing}\n" in text
     assert "ucf101: 2 of 2 test videos (100.00 %)\n" in text
     assert json.loads((tmp_path / "probe" / "probe.json").read_text())["coverage"] == coverage
+
+
+def test_probe_puts_the_seeds_of_a_method_in_one_row(weights, video_folder, tmp_path, capsys):
+    manifest = write_manifest(video_folder, tmp_path / "m.parquet")
+    config = load(weights, device="cpu").encoder.config
+    runs = []
+    for seed, alpha in ((4, 0.0), (5, 0.0), (4, 0.9)):
+        runs.append(tmp_path / f"run{len(runs)}")
+        runs[-1].mkdir()
+        torch.manual_seed(len(runs))
+        trained = {"objective": "TeG", "alpha": alpha}
+        save_weights(VideoEncoder(replace(config, extra=trained)), runs[-1] / "weights.safetensors")
+        (runs[-1] / "config.yaml").write_text(f"run: {{seed: {seed}}}")
+    options = ["--manifest", manifest, "--device", "cpu", "--workers", "0", "--random-seeds", "1", "--pixels", "false"]
+    code, text, _ = run(capsys, "probe", "--weights", *runs, "--out", tmp_path / "all", *options)
+    assert code == 0
+    assert "TeG-PS (2 seeds)" in text
+    together = read_result(tmp_path / "all" / "result.json").rows
+    assert [(row.method, row.seed) for row in together[:4]] == [
+        ("TeG-PS", 4), ("TeG-PS", 5), ("TeG-FG", 4), ("random weights", 0)]  # fmt: skip
+    alone = [run(capsys, "probe", f"--weights={one}", "--json", *options) for one in runs]
+    for row, one, (code, text, _) in zip(together, runs, alone, strict=False):
+        assert code == 0
+        assert json.loads(text)["encoders"][0]["weights"] == str(one)
+        assert read_result(one / "probe" / "result.json").rows[0].scores == row.scores
+
+    other = tmp_path / "other.safetensors"
+    save_weights(VideoEncoder(replace(config, crop_size=16)), other)
+    code, _, err = run(capsys, "probe", "--weights", runs[0], other, "--out", tmp_path / "p", *options)
+    assert code == 2
+    assert "other.safetensors has crop_size 16" in err
 
 
 def test_probe_holds_out_whole_groups(weights, video_folder, tmp_path, capsys):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json as json_module
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,47 +18,49 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor, nn
 
 from timegrain.data.coverage import coverage_lines
 from timegrain.data.manifest import Manifest
 from timegrain.data.views import Views
-from timegrain.features import FeatureTable, PixelFeatures, class_numbers, features_of_encoders, views_of
+from timegrain.features import FeatureTable, PixelFeatures, features_of_encoders, views_of
 from timegrain.files import atomic_path
 from timegrain.metrics.retrieval import RetrievalRecall
 from timegrain.models.hub import EncoderConfig, VideoEncoder
 from timegrain.models.weights import find_encoder, fingerprint
-from timegrain.probes import LinearProbe, accuracy, grouped_folds, knn_predict, majority_accuracy, nearest
+from timegrain.probes import LinearProbe, accuracy, knn_predict, majority_accuracy, nearest
 from timegrain.report.figures import Neighbours, nearest_neighbours
 from timegrain.report.frames import sample_frames
+from timegrain.report.results import Result, Role, Row, method_name, write_result
+from timegrain.tasks.division import Task, choose_videos, divide
 
 RANKS = (1, 5, 10)
 SCORES = {"linear": "linear probe", "knn": "kNN", "R@1": "R@1", "R@5": "R@5", "R@10": "R@10"}
-TRAINED, RANDOM, PIXELS = "weights", "random weights", "raw pixels"
+RANDOM, PIXELS, COMMONEST = "random weights", "raw pixels", "commonest class"
+_RESULT_KEYS = {"linear": "top1", "linear_top5": "top5"}
 
 
 @dataclass(frozen=True)
-class Task:
-    """Labelled videos, divided.
+class Candidate:
+    """One encoder of the table.
 
-    Attributes:
-        train: (N,) which videos are for training.
-        labels: (N,) class numbers.
-        class_names: The classes.
-        groups: (N,) groups or None.
-        rule: How the videos were divided, in words.
+    Args:
+        method: What tables call it; the seeds of one method share a row.
+        role: Whether it was trained or is a floor.
+        seed: Of its training or of its random weights.
+        encoder: From clips to features.
     """
 
-    train: Tensor
-    labels: Tensor
-    class_names: tuple[str, ...]
-    groups: tuple[str | None, ...]
-    rule: str
+    method: str
+    role: Role
+    seed: int | None
+    encoder: nn.Module
 
 
 def probe(
     *,
-    weights: str,
+    weights: list[str] | str,
     manifest: Path,
     out: Path | None = None,
     split_train: str = "train",
@@ -78,18 +81,21 @@ def probe(
     """Measure what frozen features know about labelled videos: linear probe, kNN and nearest-neighbour retrieval.
 
     The same is measured for random weights of the same network and for raw pixels, so that a number can be judged.
-    Features are kept in OUT/features; the same videos are not decoded again. Writes OUT/probe.json and
-    OUT/neighbours.png. The papers' full protocol takes --num_clips 10 --num_crops 3.
+    Weights of several runs make one table: runs of one method are its seeds, shown as mean and standard deviation.
+    Features are kept in OUT/features; the same videos are not decoded again. Writes OUT/result.json (what `timegrain
+    report` reads), OUT/probe.json (everything, also the penalties chosen) and OUT/neighbours.png (of the first weights).
+    The papers' full protocol takes --num_clips 10 --num_crops 3.
 
     Examples::
 
         timegrain probe --weights runs/VIDEOS-a0.9/weights.safetensors --manifest m.parquet
         timegrain probe --weights W.safetensors --manifest m.parquet --hold-out 0.25 --json
+        timegrain probe --weights runs/ps-0 runs/ps-1 runs/ps-2 --manifest m.parquet --out runs/probe
 
     Args:
-        weights: A .safetensors file, the folder of a pre-training run, or OWNER/NAME on the Hugging Face Hub.
+        weights: One or several: .safetensors files, folders of pre-training runs, or OWNER/NAME on the Hugging Face Hub.
         manifest: Videos with labels, from `timegrain manifest scan`.
-        out: Folder for results and features; by default `probe` beside the weights.
+        out: Folder for results and features; by default `probe` beside the (first) weights.
         split_train: Split whose videos the probe learns from.
         split_test: Split that is scored.
         hold_out: For a manifest without test videos: the share of the training videos to score, whole groups at a time.
@@ -105,133 +111,120 @@ def probe(
         workers: Processes that decode; by default one fewer than there are cores.
         json: Print one JSON object.
     """
-    encoder = find_encoder(weights)
-    out = out or _beside(weights) / "probe"
+    started = time.perf_counter()
+    sources = [weights] if isinstance(weights, str) else list(weights)
+    trained = find_encoders(sources)
+    config = trained[0].config
+    out = out or _beside(sources[0]) / "probe"
     everything = Manifest.open(manifest)
     used, task_rule = choose_videos(everything, split_train, split_test, hold_out)
-    views = views_of(encoder, num_clips, num_crops)
-    encoders: dict[str, nn.Module] = {TRAINED: encoder}
-    encoders |= {f"{RANDOM} {number}": random_encoder(encoder.config, number) for number in range(random_seeds)}
+    views = views_of(trained[0], num_clips, num_crops)
+    candidates = [
+        Candidate(method_name(encoder.config.extra), "trained", seed_of_run(source), encoder)
+        for source, encoder in zip(sources, trained, strict=True)
+    ]
+    candidates += [Candidate(RANDOM, "floor", s, random_encoder(config, s)) for s in range(random_seeds)]
     if pixels:
-        encoders[PIXELS] = PixelFeatures()
-    tables = features_of_encoders(
-        encoders, used, views, cache_folder=out / "features", device=device, batch_size=batch_size, workers=workers
-    )
-    task = divide(tables[TRAINED], everything, task_rule, split_train, hold_out, seed)
-    scores: dict[str, list[dict[str, float]]] = {}
-    for name, table in tables.items():
-        group = RANDOM if name.startswith(RANDOM) else name
-        scores.setdefault(group, []).append(
-            score(table.features, task, num_neighbours=num_neighbours, temperature=temperature, seed=seed)
-        )
+        candidates.append(Candidate(PIXELS, "floor", None, PixelFeatures()))
+    found = features_of_encoders(
+        {str(place): candidate.encoder for place, candidate in enumerate(candidates)},
+        used, views, cache_folder=out / "features", device=device, batch_size=batch_size, workers=workers,
+    )  # fmt: skip
+    tables = list(found.values())
+    task = divide(tables[0], everything, task_rule, split_train, hold_out, seed)
+    scores = [
+        score(table.features, task, num_neighbours=num_neighbours, temperature=temperature, seed=seed)
+        for table in tables
+    ]
+    by_method: dict[str, list[dict[str, float]]] = {}
+    for candidate, values in zip(candidates, scores, strict=True):
+        by_method.setdefault(candidate.method, []).append(values)
     test_labels, train_labels = task.labels[~task.train], task.labels[task.train]
-    broken = tables[TRAINED].broken
+    broken = tables[0].broken
+    majority = majority_accuracy(test_labels, train_labels)
+    protocol = {
+        "views": asdict(views),
+        "division": task.rule,
+        "linear": "logistic regression on standardised features, l2 by 5-fold cross-validation on training videos",
+        "knn": {"num_neighbours": min(num_neighbours, len(train_labels)), "temperature": temperature},
+        "retrieval": "test videos ask, training videos answer; each set centred, cosine similarity",
+        "raw_pixels": str(PixelFeatures()) if pixels else None,
+    }
     record = {
-        "weights": str(weights),
-        "fingerprint": fingerprint(encoder),
-        "backbone": encoder.config.backbone,
-        "trained": encoder.config.extra,
+        "encoders": [
+            {
+                "weights": source,
+                "method": candidate.method,
+                "seed": candidate.seed,
+                "fingerprint": fingerprint(encoder),
+                "backbone": encoder.config.backbone,
+                "trained": encoder.config.extra,
+            }
+            for source, candidate, encoder in zip(sources, candidates[: len(sources)], trained, strict=True)
+        ],
         "manifest": str(manifest),
         "coverage": everything.coverage,
-        "protocol": {
-            "views": asdict(views),
-            "division": task.rule,
-            "linear": "logistic regression on standardised features, l2 by 5-fold cross-validation on training videos",
-            "knn": {"num_neighbours": min(num_neighbours, len(train_labels)), "temperature": temperature},
-            "retrieval": "test videos ask, training videos answer; each set centred, cosine similarity",
-            "raw_pixels": str(PixelFeatures()) if pixels else None,
-        },
+        "protocol": protocol,
         "num_train": len(train_labels),
         "num_test": len(test_labels),
         "num_classes": len(task.class_names),
         "broken": [{"path": path, "reason": reason} for path, reason in broken],
-        "majority": majority_accuracy(test_labels, train_labels),
-        "scores": scores,
+        "majority": majority,
+        "scores": by_method,
     }
     with atomic_path(out / "probe.json") as temporary:
         temporary.write_text(json_module.dumps(record, indent=2) + "\n")
-    _draw_neighbours(tables[TRAINED], task, out / "neighbours.png")
+    rows = [
+        Row(candidate.method, _for_result(values), candidate.role, candidate.seed)
+        for candidate, values in zip(candidates, scores, strict=True)
+    ]
+    rows.append(Row(COMMONEST, {"top1": majority}, "floor"))
+    benchmark = (everything.coverage or {}).get("benchmark", manifest.stem)
+    metrics = {_RESULT_KEYS.get(key, key): title for key, title in SCORES.items()}
+    write_result(
+        out,
+        Result(benchmark, "linear probe", metrics, rows, protocol, everything.coverage, len(test_labels),
+               seconds=time.perf_counter() - started),
+    )  # fmt: skip
+    _draw_neighbours(tables[0], task, out / "neighbours.png")
     for path, reason in broken:
         print(f"could not read {path}: {reason}", file=sys.stderr)
     print(json_module.dumps(record) if json else _report(record, views, out))
 
 
-def choose_videos(
-    manifest: Manifest, split_train: str, split_test: str, hold_out: float | None
-) -> tuple[Manifest, dict[str, str]]:
-    """The labelled, usable videos of the task, and of each whether it is ``train``, ``test`` or to be divided.
-
-    Returns:
-        The videos, and by path their split; empty where videos are held out.
+def find_encoders(sources: Sequence[str]) -> list[VideoEncoder]:
+    """Read encoders that can stand in one table: of one network, trained on clips of one shape.
 
     Raises:
-        ValueError: There are no labels, only one class, or no such split; the message says what to do.
+        ValueError: There are none, or two of them differ; the message says in what.
     """
-    name = str(manifest.path or "the manifest")
-    usable = manifest.select(usable=True)
-    labels = usable.column("label").to_pylist()
-    if not any(labels):
-        raise ValueError(
-            f"{name} has no labels, which a probe needs. `timegrain manifest scan` takes them from the folders' names "
-            "or from a csv file (--labels)"
-        )
-    splits = usable.column("split").to_pylist()
-    if hold_out is not None and not 0 < hold_out < 1:
-        raise ValueError(f"hold_out is a share of the videos, between 0 and 1; got {hold_out}")
-    if hold_out is not None:
-        wanted = {split_train} if split_train in splits else set(splits)
-    else:
-        wanted = {split_train, split_test}
-        for split in (split_train, split_test):
-            if split not in splits:
-                there = ", ".join(f"{key} ({count})" for key, count in usable.splits.items()) or "no splits"
+    if not sources:
+        raise ValueError("name at least one file or folder of weights")
+    encoders = [find_encoder(source) for source in sources]
+    shared = ("backbone", "backbone_options", "clip_num_frames", "clip_stride", "crop_size")
+    for source, encoder in zip(sources, encoders, strict=True):
+        for name in shared:
+            here, there = getattr(encoder.config, name), getattr(encoders[0].config, name)
+            if here != there:
                 raise ValueError(
-                    f"{name} has no usable video in split {split!r}; it has {there}. Name others with --split_train and "
-                    "--split_test, or let a part of the training videos be tested on, whole groups at a time, with "
-                    "--hold_out 0.25"
+                    f"{source} has {name} {here}, {sources[0]} has {there}; weights in one table share the network, so "
+                    "that its random weights are the floor of all, and the shape of the clips. Probe them apart"
                 )
-    keep = [i for i, (label, split) in enumerate(zip(labels, splits, strict=True)) if label and split in wanted]
-    found = {labels[i] for i in keep}
-    if len(found) < 2:
-        raise ValueError(
-            f"{name} has {len(found)} class{'es' * (len(found) != 1)} among the videos of the task; a probe needs two"
-        )
-    paths = usable.column("path").to_pylist()
-    rows = [{name: value for name, value in vars(usable[i]).items() if name != "extra"} for i in keep]
-    chosen = Manifest.from_rows(rows, folder=Path(name).parent)
-    return chosen, {} if hold_out is not None else {paths[i]: splits[i] for i in keep}
+    return encoders
 
 
-def divide(
-    table: FeatureTable,
-    manifest: Manifest,
-    splits: Mapping[str, str],
-    split_train: str,
-    hold_out: float | None,
-    seed: int,
-) -> Task:
-    """Training and test videos among those that could be read.
+def seed_of_run(source: str) -> int | None:
+    """The seed that the config.yaml beside the weights of a run names; None where there is no such file."""
+    config = _beside(source) / "config.yaml"
+    if not Path(source).exists() or not config.exists():
+        return None
+    seed = (yaml.safe_load(config.read_text()) or {}).get("run", {}).get("seed")
+    return int(seed) if seed is not None else None
 
-    Raises:
-        ValueError: One side is empty or has a single class to learn.
-    """
-    class_names = tuple(name for name in manifest.class_names if name in set(table.labels))
-    labels = class_numbers(table.labels, class_names)
-    if hold_out is None:
-        train = torch.tensor([splits[path] == split_train for path in table.paths])
-        rule = "by the manifest's splits"
-    else:
-        rng = np.random.default_rng(seed)
-        folds = grouped_folds(labels.numpy(), table.groups, max(2, round(1 / hold_out)), rng)
-        train = torch.from_numpy(folds != 0)
-        grouped = "whole groups" if any(table.groups) else "single videos (no groups known)"
-        rule = f"{float((~train).float().mean()):.0%} held out, {grouped} drawn at random with seed {seed}"
-    if not train.any() or train.all() or len(set(labels[train].tolist())) < 2:
-        raise ValueError(
-            f"{int(train.sum())} videos of {len(set(labels[train].tolist()))} classes to learn from and "
-            f"{int((~train).sum())} to test on are not enough for a probe"
-        )
-    return Task(train, labels, class_names, table.groups, rule)
+
+def _for_result(scores: Mapping[str, float]) -> dict[str, float]:
+    """Scores under the keys that results of all tasks share."""
+    return {_RESULT_KEYS.get(key, key): value for key, value in scores.items() if key != "l2"}
 
 
 def score(
@@ -293,8 +286,8 @@ def _report(record: Mapping[str, Any], views: Views, out: Path) -> str:
     for name, runs in record["scores"].items():
         title = f"{name} ({len(runs)} seeds)" if len(runs) > 1 else name
         lines.append(f"{title:<22}" + "".join(f"{cell([run[key] for run in runs]):>16}" for key in SCORES))
-    lines.append(f"{'commonest class':<22}{record['majority']:>16.3f}")
-    share = record["scores"][TRAINED][0]["linear"]
+    lines.append(f"{COMMONEST:<22}{record['majority']:>16.3f}")
+    share = next(iter(record["scores"].values()))[0]["linear"]
     doubt = 2 * (max(share * (1 - share), 0.01) / record["num_test"]) ** 0.5
     lines += [
         "",
