@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 from tqdm import tqdm
@@ -45,6 +48,84 @@ class AtomicCheckpoints(TorchCheckpointIO):
                 "Copy a kept checkpoint of the same folder over it to continue from there, or use --run.restart true"
             ) from error
         return checkpoint
+
+
+class StepCheckpoint(ModelCheckpoint):
+    """ModelCheckpoint that looks only when an optimiser step is complete.
+
+    The engine's own may save between the batches of one step when it goes by the clock; the gradients gathered so far
+    are in no checkpoint, so the resumed step would be another one.
+    """
+
+    _step_before = -1
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Remember the step that this batch belongs to."""
+        self._step_before = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save, if it is time and this batch ended a step."""
+        if trainer.global_step > self._step_before:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+
+class RunStopped(Exception):
+    """A run that was asked to stop has stopped after a whole step, with a checkpoint."""
+
+
+class StopOnSignal(Callback):
+    """Ctrl-C (and SIGTERM, as schedulers send it) ends a run after the present step, with a checkpoint of it.
+
+    A second one ends it at once. With several processes the engine's own handling stays: they would not agree on the
+    step without asking each other at every one.
+
+    Args:
+        checkpoint: Where the checkpoint goes, ``last.ckpt``.
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.checkpoint = checkpoint
+        self.is_asked = False
+        self._step_before = -1
+        self._handlers: dict[signal.Signals, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen from now on."""
+        if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.is_asked:
+            raise KeyboardInterrupt
+        self.is_asked = True
+        tqdm.write("\nstopping after this step, with a checkpoint (once more: at once)", file=sys.stderr)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Remember the step that this batch belongs to."""
+        self._step_before = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop, if that was asked for and this batch ended a step."""
+        if self.is_asked and trainer.global_step > self._step_before:
+            trainer.save_checkpoint(self.checkpoint)
+            raise RunStopped(f"stopped after step {trainer.global_step}")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen no longer."""
+        self._restore()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Listen no longer."""
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._handlers:
+            signal.signal(*self._handlers.popitem())
 
 
 class ProgressLine(Callback):

@@ -134,8 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError:
         print(f"timegrain {name}: error: not enough memory for this input", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"timegrain {name}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"timegrain {name}: interrupted{f'; {interrupt}' if interrupt.args else ''}", file=sys.stderr)
         return 130
     return 0
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from timegrain import callbacks
 from timegrain.cli import main
+from timegrain.data import clips
 from timegrain.objectives.teg import TeG
 
 TINY = [
@@ -126,6 +130,51 @@ def test_no_epoch_repeats_the_clips_of_another(manifest: Path, tmp_path: Path, m
     assert pretrain(tmp_path / "run", f"--data.manifest={manifest}", "--run.epochs=3", "--data.batch_size=8") == 0
     assert len({pixels for pixels, _ in seen}) == 3
     assert len({str(sorted(indices)) for _, indices in seen}) == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "a scheduler"])
+def test_a_stopped_run_ends_after_its_step_and_goes_on_bit_for_bit(
+    manifest: Path, tmp_path: Path, capsys, monkeypatch, number: signal.Signals
+):
+    common = [f"--data.manifest={manifest}", "--run.steps=5", "--run.accumulate=2", "--data.batch_size=2"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert pretrain(whole, *common) == 0
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            callbacks.FailedVideos, "on_train_batch_start",
+            lambda self, trainer, *rest: os.kill(os.getpid(), number) if trainer.global_step == 2 and
+            not any(isinstance(c, callbacks.StopOnSignal) and c.is_asked for c in trainer.callbacks) else None,
+        )  # fmt: skip
+        assert pretrain(stopped, *common) == 130
+    assert "stopped after step 3; the same command continues there" in capsys.readouterr().err
+    assert signal.getsignal(number) == before
+    assert checkpoint(stopped)["global_step"] == 3
+    assert pretrain(stopped, *common) == 0
+    assert_same_weights(whole, stopped)
+
+
+def test_checkpoints_by_the_clock_fall_between_steps_only(manifest: Path, tmp_path: Path, monkeypatch):
+    batches = []
+    save = callbacks.AtomicCheckpoints.save_checkpoint
+
+    def note(self, state, *rest, **named):
+        batches.append(state["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"])
+        save(self, state, *rest, **named)
+
+    monkeypatch.setattr(callbacks.AtomicCheckpoints, "save_checkpoint", note)
+    options = ["--run.steps=3", "--run.accumulate=2", "--data.batch_size=2", "--run.checkpoint_minutes=0"]
+    assert pretrain(tmp_path / "run", f"--data.manifest={manifest}", *options) == 0
+    assert sorted(set(batches)) == [2, 4, 6]
+
+
+def test_a_killed_worker_is_one_message(manifest: Path, tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setattr(clips.VideoClips, "__getitem__", lambda self, key: os.kill(os.getpid(), signal.SIGKILL))
+    options = ["--run.steps=3", "--data.workers=1"]
+    assert pretrain(tmp_path / "run", f"--data.manifest={manifest}", *options) == 2
+    error = capsys.readouterr().err
+    assert "ended from outside" in error
+    assert "--data.workers" in error
 
 
 def test_a_finished_run_is_left_as_it_is(manifest: Path, tmp_path: Path):

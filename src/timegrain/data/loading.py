@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -58,9 +59,10 @@ class EpochBatchSampler(Sampler[list[Key]]):
             yield [(self.epoch, int(index)) for index in batch]
 
 
-def _one_thread(worker: int) -> None:
-    """OpenCV starts a thread per core by itself; with a worker per core that is a crowd."""
+def _prepare_worker(worker: int) -> None:
+    """One thread: OpenCV starts one per core by itself, with a worker per core a crowd. Ctrl-C is the parent's."""
     cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class ResumableLoader(DataLoader[Any]):
@@ -92,7 +94,7 @@ class ResumableLoader(DataLoader[Any]):
             collate_fn=collate,
             num_workers=num_workers,
             pin_memory=pin_memory,
-            worker_init_fn=_one_thread,
+            worker_init_fn=_prepare_worker,
             generator=torch.Generator(),  # its own, or every pass would draw from the global one
             persistent_workers=num_workers > 0,  # keys carry their epoch, so workers need not start anew for each
         )

@@ -13,11 +13,20 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch import Tensor
 
-from timegrain.callbacks import AtomicCheckpoints, FailedVideos, FeatureMonitor, MetricsCsv, ProgressLine, run_record
+from timegrain.callbacks import (
+    AtomicCheckpoints,
+    FailedVideos,
+    FeatureMonitor,
+    MetricsCsv,
+    ProgressLine,
+    RunStopped,
+    StepCheckpoint,
+    StopOnSignal,
+    run_record,
+)
 from timegrain.data.loading import ResumableLoader
 from timegrain.models.hub import VideoEncoder, save_weights
 from timegrain.optim import OptimConfig, build_optimizer, schedule
@@ -117,15 +126,31 @@ def fit(
         monitor: Makes what looks at the features; the best checkpoint by it is kept. None never looks.
 
     Raises:
-        KeyboardInterrupt: The user stopped the run; a checkpoint of the last step is there.
+        KeyboardInterrupt: The user stopped the run; the message says where the same command goes on.
+        ValueError: A loading process was killed.
     """
     assert run.out is not None
     trainer = _trainer(run, run.out, length, failures, description, monitor)
-    trainer.fit(task, loader(trainer), ckpt_path=resume, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    trainer.save_checkpoint(run.out / "checkpoints" / "last.ckpt")
+    last = run.out / "checkpoints" / "last.ckpt"
+    try:
+        trainer.fit(task, loader(trainer), ckpt_path=resume, weights_only=True)
+    except RunStopped as stopped:
+        raise KeyboardInterrupt(f"{stopped}; the same command continues there") from None
+    except SystemExit:  # the engine's answer to a Ctrl-C that could not wait
+        raise KeyboardInterrupt(f"the same command {_where_it_goes_on(last)}") from None
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ValueError(
+            f"a process that decodes videos was ended from outside ({error}), most often because memory ran out: try "
+            f"fewer --data.workers or a smaller --data.batch_size. The same command {_where_it_goes_on(last)}"
+        ) from error
+    trainer.save_checkpoint(last)
     return trainer
+
+
+def _where_it_goes_on(checkpoint: Path) -> str:
+    return f"continues from {checkpoint}" if checkpoint.exists() else "begins anew: there is no checkpoint yet"
 
 
 def _trainer(
@@ -148,13 +173,14 @@ def _trainer(
         ProgressLine(description),
         csv_log,
         failures,
-        ModelCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=False, **when),
+        StopOnSignal(folder / "last.ckpt"),
+        StepCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=False, **when),
     ]
     if run.keep_every_epochs:
         # By steps, not by epochs: a checkpoint taken after an epoch's end is not resumed exactly by the engine.
         every = max(1, round(run.keep_every_epochs * length.steps_per_epoch))
         callbacks.append(
-            ModelCheckpoint(
+            StepCheckpoint(
                 folder,
                 filename="{step:08d}",
                 every_n_train_steps=every,
@@ -167,7 +193,7 @@ def _trainer(
         watch = monitor(csv_log)
         callbacks += [
             watch,
-            ModelCheckpoint(
+            StepCheckpoint(
                 folder,
                 filename="best",
                 monitor="monitor",
@@ -238,5 +264,6 @@ def quieten() -> None:
         ".*GPU available but not used.*",
         ".*LeafSpec.*",
         ".*mid-epoch.*",
+        ".*smaller than the logging interval.*",
     ):
         warnings.filterwarnings("ignore", hint)
