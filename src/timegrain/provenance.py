@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -22,15 +23,9 @@ def provenance() -> dict[str, Any]:
     """
     import torch
 
-    git = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     return {
         "command": sys.argv,
-        "git": git.stdout.strip() or None,
+        "git": _commit(Path(__file__).parent),
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in _PACKAGES},
         "machine": {
@@ -40,3 +35,14 @@ def provenance() -> dict[str, Any]:
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
     }
+
+
+def _commit(folder: Path) -> str | None:
+    if shutil.which("git") is None:
+        return None
+    # A copy in site-packages may lie inside somebody else's repository: ask whether git knows this very file.
+    known = ["git", "-C", str(folder), "ls-files", "--error-unmatch", Path(__file__).name]
+    describe = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
+    if subprocess.run(known, capture_output=True, check=False).returncode:
+        return None
+    return subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip() or None
