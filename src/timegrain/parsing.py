@@ -123,20 +123,20 @@ class _Parser(ArgumentParser):
 
     def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
         """The command's help page."""
-        words = []
+        positionals, options = [], []
         for action in self._actions:
             if action.help == "Path to a configuration file.":  # a file for one group of options: one way too many
                 action.help = argparse.SUPPRESS
             elif "--print_config" in action.option_strings:
                 action.help, action.metavar = "Print every setting as YAML and stop.", ""
             elif action.option_strings and action.dest in self.required_options:
-                words.append(f"{action.option_strings[0]} {action.metavar or action.dest.upper()}")
+                options.append(f"{action.option_strings[0]} {action.metavar or action.dest.upper()}")
             elif not action.option_strings:
                 several = str(action.metavar).startswith("'[")
                 if not str(action.metavar).startswith("{"):
                     action.metavar = action.dest.upper()
-                words.insert(0, f"{action.metavar} [...]" if several else str(action.metavar))
-        self.usage = " ".join([f"timegrain {self.command_name}", *words, "[OPTIONS]"])
+                positionals.append(f"{action.metavar} [...]" if several else str(action.metavar))
+        self.usage = " ".join([f"timegrain {self.command_name}", *positionals, *options, "[OPTIONS]"])
         return super().format_help() if formatter is None else super().format_help(formatter)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

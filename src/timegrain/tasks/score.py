@@ -3,7 +3,7 @@
 With ``--json``, standard output is one JSON object whose keys are those of the metric's ``compute`` and, in every one of
 them, ``protocol`` (the rules that were followed), ``coverage`` (of the manifest, else null), and ``floors`` (rows of what
 scores without a model, on the same labels). Warnings go to standard error. Nothing is printed before all is read and
-checked.
+checked. One long file, because five commands of one shape are read side by side.
 """
 
 from __future__ import annotations
