@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from timegrain.data.decoding import Crop, VideoError, open_video
-from timegrain.data.frame_cache import FrameCache
+from timegrain.data.decoding import Crop, VideoError, VideoReader, open_video
+from timegrain.data.frame_cache import CachedVideo, FrameCache
 from timegrain.data.manifest import Manifest
 from timegrain.data.transforms import Augmentation, AugmentConfig, stack_clips
 from timegrain.sampling import frames_to_read
@@ -66,6 +67,29 @@ class ClipDataset(Dataset[dict[str, Any]]):
         path, reason = failures[-1]
         raise VideoError(path, f"{reason}; {_ATTEMPTS} videos in a row could not be decoded, this is the last of them")
 
+    @contextmanager
+    def opened(self, video: int) -> Iterator[VideoReader | CachedVideo]:
+        """A video to read frames from, checked to have as many of them as the manifest says.
+
+        Args:
+            video: Row of the manifest.
+
+        Raises:
+            VideoError: The video cannot be opened, or is not the one that was scanned.
+        """
+        if self.cache is not None:
+            yield self.cache.video(video)
+            return
+        row = self.manifest[video]
+        with open_video(row.path) as reader:
+            if reader.num_frames != row.num_frames:  # the cheapest fact: `info` decodes a frame
+                raise VideoError(
+                    row.path,
+                    f"has {reader.num_frames} frames where the manifest says {row.num_frames}; "
+                    "it changed since it was scanned: run `timegrain manifest scan` again",
+                )
+            yield reader
+
     def read(self, video: int, wanted: Sequence[np.ndarray], crops: Sequence[Crop]) -> tuple[list[Tensor], Crop]:
         """Frames of several clips of a video in one decode pass.
 
@@ -80,24 +104,14 @@ class ClipDataset(Dataset[dict[str, Any]]):
         Raises:
             VideoError: The video cannot be decoded, or is not the one that was scanned.
         """
-        row = self.manifest[video]
-        path, num_frames = row.path, row.num_frames
+        num_frames = self.manifest[video].num_frames
         top, left = min(crop.top for crop in crops), min(crop.left for crop in crops)
         bottom = max(crop.top + crop.height for crop in crops)
         right = max(crop.left + crop.width for crop in crops)
         box = Crop(top, left, bottom - top, right - left)
         union, inverse = np.unique(frames_to_read(np.concatenate(wanted), num_frames), return_inverse=True)
-        if self.cache is not None:
-            frames = self.cache.frames(video, union, crop=box)
-        else:
-            with open_video(path) as reader:
-                if reader.info.num_frames != num_frames:
-                    raise VideoError(
-                        path,
-                        f"has {reader.info.num_frames} frames where the manifest says {num_frames}; "
-                        "it changed since it was scanned: run `timegrain manifest scan` again",
-                    )
-                frames = reader.frames(union, crop=box)
+        with self.opened(video) as source:
+            frames = source.frames(union, crop=box)
         ends = np.cumsum([len(indices) for indices in wanted])[:-1]
         return [frames[torch.from_numpy(part)] for part in np.split(inverse, ends)], box
 

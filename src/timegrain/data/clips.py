@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,20 +11,40 @@ import torch
 from torch import Tensor
 
 from timegrain.data.clip_dataset import ClipDataset, collate
-from timegrain.data.decoding import Crop
-from timegrain.data.frame_cache import FrameCache
+from timegrain.data.decoding import Crop, VideoReader
+from timegrain.data.frame_cache import CachedVideo, FrameCache
 from timegrain.data.manifest import Manifest
 from timegrain.data.transforms import (
+    Augmentation,
     AugmentConfig,
+    Rounding,
     center_view,
     draw_augmentation,
-    resize_crop,
+    resize_pictures,
     sample_crop,
     stack_clips,
 )
-from timegrain.sampling import SAMPLERS, ClipSpec, frames_to_read
+from timegrain.data.video import as_frames
+from timegrain.sampling import SAMPLERS, ClipSpec, FrameIndices, PairSampler, frames_to_read
 
-__all__ = ["VideoClips", "collate", "view_batches"]
+__all__ = ["PairPlan", "VideoClips", "collate", "cut_pair", "draw_pair", "view_batches"]
+
+
+@dataclass(frozen=True)
+class PairPlan:
+    """All that is drawn for a pair of clips; the long clip's comes first.
+
+    Attributes:
+        indices: Positions of the frames in the video, looped.
+        crops: The box of each clip.
+        flips: Whether it is mirrored left and right.
+        augmentations: What happens to its colours.
+    """
+
+    indices: tuple[FrameIndices, FrameIndices]
+    crops: tuple[Crop, Crop]
+    flips: tuple[bool, bool]
+    augmentations: tuple[Augmentation, Augmentation]
 
 
 class VideoClips(ClipDataset):
@@ -64,33 +85,76 @@ class VideoClips(ClipDataset):
     def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """A long and a short clip, their frames' positions and what shall happen to their colours."""
         row = self.manifest[index]
-        long_indices, short_indices = SAMPLERS[self.sampler](row.num_frames, self.long, self.short, rng)
-        crops = [sample_crop(rng, row.height, row.width, self.augment) for _ in range(2)]
-        views = rng.permutation(2)
-        flips = rng.random(2) < self.augment.flip_probability
-        frames, box = self.read(index, (long_indices, short_indices), crops)
-        clips = []
-        for position, crop, flip in zip(frames, crops, flips, strict=True):
-            inside = Crop(crop.top - box.top, crop.left - box.left, crop.height, crop.width)
-            clips.append(resize_crop(position, inside, self.crop_size, flip=bool(flip), rounding=self.augment.rounding))
-        long_augmentation, short_augmentation = (draw_augmentation(rng, self.augment, int(view)) for view in views)
+        sampler = SAMPLERS[self.sampler]
+        plan = draw_pair(rng, sampler, row.num_frames, row.height, row.width, self.long, self.short, self.augment)
+        with self.opened(index) as source:
+            clips = cut_pair(source, plan, row.num_frames, self.crop_size, self.augment.rounding)
         return {
             "long_clip": clips[0],
             "short_clip": clips[1],
-            "long_indices": torch.from_numpy(long_indices),
-            "short_indices": torch.from_numpy(short_indices),
-            "long_augmentation": long_augmentation,
-            "short_augmentation": short_augmentation,
+            "long_indices": torch.from_numpy(plan.indices[0]),
+            "short_indices": torch.from_numpy(plan.indices[1]),
+            "long_augmentation": plan.augmentations[0],
+            "short_augmentation": plan.augmentations[1],
             "index": index,
         }
 
     def view(self, index: int, start: int) -> Tensor:
         """The long clip's frames from ``start``, whole picture, centre crop: uint8 (T, C, H, W), for evaluation."""
-        row = self.manifest[index]
-        wanted = frames_to_read(self.long.indices(start), row.num_frames)
-        whole = Crop(0, 0, row.height, row.width)
-        frames, _ = self.read(index, [wanted], [whole])
-        return center_view(frames[0], self.crop_size)
+        with self.opened(index) as source:
+            frames = source.frames(frames_to_read(self.long.indices(start), self.manifest[index].num_frames))
+        return center_view(frames, self.crop_size)
+
+
+def draw_pair(
+    rng: np.random.Generator,
+    sampler: PairSampler,
+    num_frames: int,
+    height: int,
+    width: int,
+    long: ClipSpec,
+    short: ClipSpec,
+    augment: AugmentConfig,
+) -> PairPlan:
+    """Draw a pair of clips of a video of ``num_frames`` frames of ``height`` x ``width`` pixels."""
+    indices = sampler(num_frames, long, short, rng)
+    crops = (sample_crop(rng, height, width, augment), sample_crop(rng, height, width, augment))
+    views = rng.permutation(2)
+    flips = rng.random(2) < augment.flip_probability
+    first, second = (draw_augmentation(rng, augment, int(view)) for view in views)
+    return PairPlan(indices, crops, (bool(flips[0]), bool(flips[1])), (first, second))
+
+
+def cut_pair(
+    source: VideoReader | CachedVideo, plan: PairPlan, num_frames: int, size: int, rounding: Rounding = "nearest"
+) -> list[Tensor]:
+    """Read both clips of a plan in one decoding pass; each picture is cut and resized as soon as it is decoded.
+
+    Args:
+        source: The video.
+        plan: What to read.
+        num_frames: Frames of the video.
+        size: Height and width of the clips.
+        rounding: As in :func:`timegrain.data.transforms.resize_crop`.
+
+    Returns:
+        The long and the short clip, uint8 (T, C, size, size), channels-last memory.
+    """
+    top, left = min(crop.top for crop in plan.crops), min(crop.left for crop in plan.crops)
+    bottom = max(crop.top + crop.height for crop in plan.crops)
+    right = max(crop.left + crop.width for crop in plan.crops)
+    targets: dict[int, list[tuple[int, int]]] = {}  # frame -> where it goes: clip, and place in it
+    for clip, positions in enumerate(plan.indices):
+        for place, frame in enumerate(frames_to_read(positions, num_frames).tolist()):
+            targets.setdefault(frame, []).append((clip, place))
+    frames = sorted(targets)
+    clips = [np.empty((len(positions), size, size, 3), np.uint8) for positions in plan.indices]
+    for number, picture in source.pictures(frames, crop=Crop(top, left, bottom - top, right - left)):
+        for clip, place in targets[frames[number]]:
+            crop = plan.crops[clip]
+            part = picture[crop.top - top :, crop.left - left :][: crop.height, : crop.width]
+            resize_pictures(part[None], clips[clip][place, None], flip=plan.flips[clip], rounding=rounding)
+    return [as_frames(clip) for clip in clips]
 
 
 def view_batches(clips: VideoClips, videos: Sequence[int], batch_size: int) -> Iterator[Tensor]:

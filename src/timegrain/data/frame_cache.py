@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,10 @@ class FrameCache:
         picked = np.ascontiguousarray(pixels[indices, top : top + rows, left : left + columns])
         return torch.from_numpy(picked).permute(0, 3, 1, 2)
 
+    def video(self, video: int) -> CachedVideo:
+        """One video, to be read like an open one."""
+        return CachedVideo(self, video)
+
     @classmethod
     def build(cls, manifest: Manifest, folder: Path) -> FrameCache:
         """Decode every video of ``manifest`` once; an existing cache of the same videos is used as it is.
@@ -89,3 +94,20 @@ class FrameCache:
         with atomic_path(target / "index.json") as temporary:
             temporary.write_text(json.dumps({"offsets": offsets, "shapes": shapes}))
         return cls(target)
+
+
+class CachedVideo:
+    """One video of a cache; the part of :class:`timegrain.data.decoding.VideoReader` that gives frames by index."""
+
+    def __init__(self, cache: FrameCache, video: int) -> None:
+        self._cache, self._video = cache, video
+
+    def frames(self, indices: Sequence[int] | np.ndarray, *, crop: Crop | None = None) -> Tensor:
+        """Frames by index, (T, C, H, W)."""
+        return self._cache.frames(self._video, np.asarray(indices), crop)
+
+    def pictures(
+        self, indices: Sequence[int] | np.ndarray, *, crop: Crop | None = None
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Frames one by one, (H, W, C)."""
+        yield from enumerate(self.frames(indices, crop=crop).permute(0, 2, 3, 1).numpy())

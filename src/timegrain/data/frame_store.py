@@ -141,12 +141,24 @@ class FrameStoreReader(KnownFramesReader):
     def frames(self, indices: Sequence[int] | npt.NDArray[np.integer], *, crop: Crop | None = None) -> Tensor:
         """Frames by index; see :meth:`timegrain.data.video.VideoReader.frames`."""
         wanted = check_indices(indices, self.num_frames)
+        _, _, height, width = check_crop(crop, self._info.height, self._info.width)
+        out = np.empty((len(wanted), height, width, 3), np.uint8)
+        for place, picture in self.pictures(wanted, crop=crop):
+            out[place] = picture
+        return as_frames(out)
+
+    def pictures(
+        self, indices: Sequence[int] | npt.NDArray[np.integer], *, crop: Crop | None = None
+    ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+        """Frames one by one; see :meth:`timegrain.data.video.VideoReader.pictures`."""
+        wanted = check_indices(indices, self.num_frames)
         top, left, height, width = check_crop(crop, self._info.height, self._info.width)
-        pictures = np.empty((len(wanted), height, width, 3), np.uint8)
-        numbers, places = np.unique(wanted, return_inverse=True)
-        for number, index in enumerate(numbers):
-            pictures[places == number] = self._picture(int(index))[top : top + height, left : left + width]
-        return as_frames(pictures)
+        last, picture = -1, np.empty(0, np.uint8)
+        for place in np.argsort(wanted, kind="stable").tolist():
+            if wanted[place] != last:
+                last = int(wanted[place])
+                picture = self._picture(last)[top : top + height, left : left + width]
+            yield place, picture
 
     def stream(self, start: int = 0, stop: int | None = None, step: int = 1) -> Iterator[Tensor]:
         """Frames one after the other; see :meth:`timegrain.data.video.VideoReader.stream`."""
@@ -158,10 +170,10 @@ class FrameStoreReader(KnownFramesReader):
         self._file.seek(start)
         data = self._file.read(end - start)
         is_whole = zlib.crc32(data) == self._checksums[index]
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if is_whole else None
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if is_whole else None
         if picture is None or picture.shape != (self._info.height, self._info.width, 3):
             raise VideoError(self._path, f"frame {index} is damaged")
-        return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB, dst=picture)  # type: ignore[return-value]
+        return picture  # type: ignore[return-value]
 
     def close(self) -> None:
         """Give the file back."""

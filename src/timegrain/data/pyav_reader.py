@@ -235,27 +235,37 @@ class PyAVReader:
     def frames(self, indices: Sequence[int] | npt.NDArray[np.integer], *, crop: Crop | None = None) -> Tensor:
         """Frames by index, in one decoding pass."""
         array = check_indices(indices, self.num_frames)
+        if not len(array):
+            _, _, height, width = check_crop(crop, *self._look_at_first()[:2])
+            return as_frames(np.empty((0, height, width, 3), np.uint8))
+        out: npt.NDArray[np.uint8] | None = None
+        for place, picture in self.pictures(array, crop=crop):
+            if out is None or out.shape[1:] != picture.shape:  # another try may find that the container was wrong
+                out = np.empty((len(array), *picture.shape), np.uint8)
+            out[place] = picture
+        assert out is not None
+        return as_frames(out)
+
+    def pictures(
+        self, indices: Sequence[int] | npt.NDArray[np.integer], *, crop: Crop | None = None
+    ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+        """Frames by index, one by one in presentation order."""
+        array = check_indices(indices, self.num_frames)
+        if not len(array):
+            return
+        ranks, inverse = np.unique(array, return_inverse=True)
+        places: dict[int, list[int]] = {rank: [] for rank in ranks.tolist()}
+        for place, number in enumerate(inverse.tolist()):
+            places[int(ranks[number])].append(place)
         while True:
             try:
-                return as_frames(self._collect(array, crop))
+                for rank, frame in self._decode(ranks):
+                    picture = self._rgb(frame, crop)
+                    for place in places[rank]:
+                        yield place, picture
+                return
             except (_UnexpectedFrame, _UnexpectedSize) as error:
                 self._retry(error)
-
-    def _collect(self, indices: Int64, crop: Crop | None) -> npt.NDArray[np.uint8]:
-        """(T, H, W, 3)."""
-        if not len(indices):
-            _, _, height, width = check_crop(crop, *self._look_at_first()[:2])
-            return np.empty((0, height, width, 3), np.uint8)
-        ranks, places = np.unique(indices, return_inverse=True)
-        out: npt.NDArray[np.uint8] | None = None
-        for rank, frame in self._decode(ranks):
-            picture = self._rgb(frame, crop)
-            if out is None:
-                out = np.empty((len(indices), *picture.shape), np.uint8)
-            for place in np.flatnonzero(places == np.searchsorted(ranks, rank)):
-                out[place] = picture
-        assert out is not None
-        return out
 
     def frames_at(self, seconds: float | Sequence[float] | npt.NDArray[np.floating]) -> Tensor:
         """The frames shown at the given times."""

@@ -34,6 +34,7 @@ __all__ = [
     "cut_three",
     "draw_augmentation",
     "resize_crop",
+    "resize_pictures",
     "resize_smallest",
     "sample_crop",
     "stack_clips",
@@ -190,17 +191,32 @@ def resize_crop(
     out_height, out_width = (size, size) if isinstance(size, int) else size
     source = _channels_last(frames)[:, top : top + h, left : left + w]
     resized = np.empty((num_frames, out_height, out_width, channels), np.uint8)
-    if (h, w) == (out_height, out_width):
-        resized[:] = source
-    elif rounding == "truncate":
-        _resize_exactly(source, resized)
-    else:
-        for image, out in zip(source, resized, strict=True):
-            cv2.resize(image, (out_width, out_height), dst=out, interpolation=cv2.INTER_LINEAR)
-    if flip:
-        for out in resized:
-            cv2.flip(out, 1, dst=out)
+    resize_pictures(source, resized, flip=flip, rounding=rounding)
     return torch.from_numpy(resized).permute(0, 3, 1, 2)
+
+
+def resize_pictures(
+    pictures: NDArray[np.uint8], out: NDArray[np.uint8], *, flip: bool = False, rounding: Rounding = "nearest"
+) -> None:
+    """What :func:`resize_crop` does, from (T, H, W, C) into (T, h, w, C).
+
+    Args:
+        pictures: The boxes, cut out; only the last two axes need lie together in memory.
+        out: Where they go, contiguous.
+        flip: As in :func:`resize_crop`.
+        rounding: As in :func:`resize_crop`.
+    """
+    height, width = out.shape[1:3]
+    if pictures.shape[1:3] == (height, width):
+        out[:] = pictures
+    elif rounding == "truncate":
+        _resize_exactly(pictures, out)
+    else:
+        for picture, resized in zip(pictures, out, strict=True):
+            cv2.resize(picture, (width, height), dst=resized, interpolation=cv2.INTER_LINEAR)
+    if flip:
+        for resized in out:
+            cv2.flip(resized, 1, dst=resized)
 
 
 def _channels_last(frames: Tensor) -> NDArray[np.uint8]:

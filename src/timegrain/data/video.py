@@ -108,6 +108,24 @@ class VideoReader(Protocol):
             VideoError: If the video cannot be decoded up to the frames asked for.
         """
 
+    def pictures(
+        self, indices: Sequence[int] | npt.NDArray[np.integer], *, crop: Crop | None = None
+    ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+        """Frames by index, in one decoding pass, given out one by one so that each is used while it is in the cache.
+
+        Args:
+            indices: As in :meth:`frames`.
+            crop: As in :meth:`frames`.
+
+        Yields:
+            A place in ``indices``, and its frame (H, W, 3) uint8 RGB, to be read before the next one is asked for. Places
+            come in any order. A reader that finds it must decode again gives all places again: the last one counts.
+
+        Raises:
+            ValueError: As :meth:`frames`.
+            VideoError: As :meth:`frames`.
+        """
+
     def frames_at(self, seconds: float | Sequence[float] | npt.NDArray[np.floating]) -> Tensor:
         """The frames shown at the given times, as :meth:`frames` returns them.
 
@@ -159,6 +177,12 @@ class KnownFramesReader(ABC):
     @abstractmethod
     def frames(self, indices: Sequence[int] | npt.NDArray[np.integer], *, crop: Crop | None = None) -> Tensor:
         """Frames by index; see :meth:`VideoReader.frames`."""
+
+    def pictures(
+        self, indices: Sequence[int] | npt.NDArray[np.integer], *, crop: Crop | None = None
+    ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+        """Frames one by one; see :meth:`VideoReader.pictures`."""
+        yield from enumerate(self.frames(indices, crop=crop).permute(0, 2, 3, 1).numpy())
 
     def frames_at(self, seconds: float | Sequence[float] | npt.NDArray[np.floating]) -> Tensor:
         """Frames by time; see :meth:`VideoReader.frames_at`."""
