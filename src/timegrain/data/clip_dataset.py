@@ -113,7 +113,9 @@ class ClipDataset(Dataset[dict[str, Any]]):
         with self.opened(video) as source:
             frames = source.frames(union, crop=box)
         ends = np.cumsum([len(indices) for indices in wanted])[:-1]
-        return [frames[torch.from_numpy(part)] for part in np.split(inverse, ends)], box
+        # Picked in the pictures' own layout: torch would walk the permuted one, at ten times the cost.
+        pictures = frames.permute(0, 2, 3, 1).numpy()
+        return [torch.from_numpy(pictures[part]).permute(0, 3, 1, 2) for part in np.split(inverse, ends)], box
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
