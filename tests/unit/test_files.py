@@ -1,0 +1,78 @@
+"""Output is whole or not there, and a disk that takes no more is one clear message, whatever library was writing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from timegrain.files import atomic_path
+
+
+def test_an_error_leaves_the_older_file_and_no_other(tmp_path: Path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def write() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        write()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc:1] . PytorchStreamWriter failed writing file data/1"),
+    ],
+    ids=["Python", "Rust", "C++"],
+)
+def test_a_full_disk_is_an_os_error_that_names_the_file(tmp_path: Path, error: Exception):
+    path = tmp_path / "w.safetensors"
+    with pytest.raises(OSError, match=rf"{path} could not be written: .*untouched"), atomic_path(path):
+        raise error
+
+
+def test_an_error_of_the_content_stays_what_it_is(tmp_path: Path):
+    with pytest.raises(ValueError, match="no number"), atomic_path(tmp_path / "a"):
+        raise ValueError("no number")
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"a\.txt cannot be written"), atomic_path(tmp_path / "file" / "a.txt"):
+        pass
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a limit on the size of files")
+@pytest.mark.parametrize("writer", ["torch", "safetensors", "parquet"])
+def test_writers_that_meet_a_limit(writer: str, tmp_path: Path):
+    code = """
+import resource, sys, torch
+from timegrain.files import atomic_path
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+with atomic_path(sys.argv[2]) as path:
+    if sys.argv[1] == "torch":
+        with open(path, "wb") as file:
+            torch.save({"a": torch.randn(50_000)}, file)
+    elif sys.argv[1] == "safetensors":
+        from safetensors.torch import save_file
+        save_file({"a": torch.randn(50_000)}, path)
+    else:
+        import pyarrow, pyarrow.parquet
+        pyarrow.parquet.write_table(pyarrow.table({"a": torch.randn(50_000).numpy()}), path)
+"""
+    target = tmp_path / "out.bin"
+    done = subprocess.run([sys.executable, "-c", code, writer, target], capture_output=True, text=True, check=False)
+    assert f"OSError: {target} could not be written" in done.stderr, done.stderr
+    assert list(tmp_path.iterdir()) == []
