@@ -35,6 +35,21 @@ def golden(shared):
     return shared / "golden"
 
 
+CASES = {
+    "gebd": {"case1", "case2", "case3", "case8"},
+    "vidsitu": {"case1", "case2", "case3"},
+    "ava": {"case1", "case2", "case3", "case4", "case9"},
+    "topk": {"case1", "case2"},
+    "retrieval": {"case1", "case2"},
+    "scenedetect": {"case1", "case2", "case3"},  # in tests/unit/test_change_detection.py, where the videos are at hand
+}
+
+
+def test_every_golden_case_is_one_of_the_tested(golden):
+    for name, cases in CASES.items():
+        assert {path.parent.name for path in (golden / name).glob("*/expected.json")} == cases
+
+
 def expected(folder):
     return json.loads((folder / "expected.json").read_text())
 

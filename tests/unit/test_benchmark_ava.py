@@ -51,6 +51,11 @@ def test_movies_and_clips(tmp_path):
     assert any("1 rows of actions that aren't in the label map" in note for note in benchmark.notes)
 
 
+def test_of_both_published_label_maps_the_evaluated_one_is_taken(tmp_path):
+    (tmp_path / "ava_action_list_v2.2.pbtxt").write_text(MAP + 'item {\n  name: "swim"\n  id: 66\n}\n')
+    assert sorted(read(tmp_path, ava_val_v2_2="m1,0902\n").facts["label_map"]) == ["12", "79"]
+
+
 def test_excluded_key_frames_are_left_out(tmp_path):
     (tmp_path / "ava_val_excluded_timestamps_v2.2.csv").write_text("m1,0903\n")
     rows = "m1,0902,0,0,1,1,12,0\nm1,903,0,0,1,1,12,0\n"

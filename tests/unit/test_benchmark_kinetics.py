@@ -29,6 +29,7 @@ def test_several_files_and_mixed_line_ends(tmp_path):
     (tmp_path / "classes.csv").write_text("id,name\n1,x\n")  # another table: left alone
     (tmp_path / "train.csv").write_bytes((HEADER + '"jump, high",aaaaaaaaaaa,1,11,train\r\n').encode())
     (tmp_path / "test.csv").write_text("youtube_id,label,time_start,time_end,split,is_cc\nccccccccccc,,5,15,test,0\n")
+    (tmp_path / "test2.csv").write_text("youtube_id,time_start,time_end,split\nddddddddddd,5,15,test\n")  # no label
     benchmark = read(tmp_path, "\ufeff" + HEADER + "bend,bbbbbbbbbbb,2,12,validate\r\n\nbend,bbbbbbbbbbb,20,30,val\n")
     found = {video.video_id: (video.split, video.label, video.group) for video in benchmark.listed}
     assert found == {
@@ -36,7 +37,9 @@ def test_several_files_and_mixed_line_ends(tmp_path):
         "bbbbbbbbbbb_000002_000012": ("val", "bend", "bbbbbbbbbbb"),
         "bbbbbbbbbbb_000020_000030": ("val", "bend", "bbbbbbbbbbb"),
         "ccccccccccc_000005_000015": ("test", None, "ccccccccccc"),
+        "ddddddddddd_000005_000015": ("test", None, "ddddddddddd"),
     }
+    assert "classes.csv is left alone: its header lacks youtube_id, time_start, time_end, split" in benchmark.notes
 
 
 @pytest.mark.parametrize(
@@ -59,6 +62,9 @@ def test_a_wrong_line_is_named(tmp_path, text, message):
 def test_files_that_are_none(tmp_path):
     with pytest.raises(FileNotFoundError, match="no csv with the columns label,youtube_id"):
         read(tmp_path, "path,label\nx,y\n")
+    with pytest.raises(ValueError, match="line 2: no label"):
+        read(tmp_path, "youtube_id,time_start,time_end,split\nddddddddddd,5,15,val\n")
+    (tmp_path / "val.csv").write_text("path,label\nx,y\n")
     with pytest.raises(ValueError, match="line 1: the header lacks youtube_id, time_start"):
         read_kinetics(tmp_path / "val.csv")
     (tmp_path / "val.csv").write_bytes(b"label,\xff\n")

@@ -74,7 +74,10 @@ def _number(value: Any, where: str) -> float:
     # np.float64 is a float, other NumPy scalars register as numbers.Real; bool is an int but no measurement
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
         raise ValueError(f"{where}: a number is needed, not {value!r:.60}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     if not math.isfinite(number):
         raise ValueError(f"{where}: {number} is not a finite number")
     return number
@@ -285,8 +288,8 @@ def _table(value: Any, where: str) -> np.ndarray:
 def _integers(value: Any, where: str) -> np.ndarray:
     items = [_number(item, f"{where}, row {row}") for row, item in enumerate(_list(value, where))]
     for row, item in enumerate(items):
-        if not item.is_integer():
-            raise ValueError(f"{where}, row {row}: {item:g} is not a whole number")
+        if not item.is_integer() or abs(item) >= 2**53:
+            raise ValueError(f"{where}, row {row}: {item:g} is not a whole number of usual size")
     return np.array(items, np.int64)
 
 

@@ -21,7 +21,7 @@ from timegrain.tasks.floor_rows import (
     gebd_rows,
     vidsitu_rows,
 )
-from timegrain.tasks.results import coverage_text, report, table
+from timegrain.tasks.printing import coverage_text, report, table
 
 
 def _show(

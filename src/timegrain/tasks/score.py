@@ -43,7 +43,7 @@ from timegrain.tasks.floor_rows import (
     gebd_rows,
     vidsitu_rows,
 )
-from timegrain.tasks.results import coverage_text, report, table, warn
+from timegrain.tasks.printing import coverage_text, report, table, warn
 
 Item = TypeVar("Item")
 Rows = list[dict[str, Any]]

@@ -25,7 +25,7 @@ from timegrain.data.probing import TIME_LIMIT_SECONDS, find_files
 from timegrain.files import atomic_path
 from timegrain.progress import track
 from timegrain.tasks.change_detection import ChangeDetector, Method, shot_cuts
-from timegrain.tasks.results import coverage_text, report
+from timegrain.tasks.printing import coverage_text, report
 
 Unit = Literal["seconds", "frames"]
 

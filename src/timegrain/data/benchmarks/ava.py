@@ -17,6 +17,11 @@ from timegrain.metrics.frame_map import frame_key
 
 _SOURCE = re.compile(r"(ava|kinetics)_(train|val)_v[\d.]+\.csv")
 _EXCLUDED = re.compile(r"ava_(train|val)_excluded_timestamps_v[\d.]+\.csv")
+_LABEL_MAPS = (
+    "ava_action_list*_for_activitynet_*.pbtxt",
+    "ava_action_list*.pbtxt",
+    "*.pbtxt",
+)  # first: the 60 evaluated
 _WHOLE_MOVIE_SECONDS = 1700.0  # annotated from 902 to 1798 s: a shorter file is the usual cut of 900 to 1800 s
 _CUT_START_SECONDS = 900.0
 _MAX_SHARE_OUTSIDE = 0.1  # more key frames than this beyond a file's end: it isn't the file annotated
@@ -49,7 +54,7 @@ def read_ava_kinetics(annotations: Path) -> Benchmark:
         FileNotFoundError: If the label map or all csv files are missing.
         ValueError: If a line isn't as published; the message names it.
     """
-    label_map = find_one(annotations, ("ava_action_list*.pbtxt", "*.pbtxt"), "label map (.pbtxt)")
+    label_map = find_one(annotations, _LABEL_MAPS, "label map (.pbtxt)")
     names = read_label_map(label_map)
     paths = {path: match for path in sorted(annotations.rglob("*.csv")) if (match := _SOURCE.fullmatch(path.name))}
     excluded = _excluded(path for path in annotations.rglob("*.csv") if _EXCLUDED.fullmatch(path.name))

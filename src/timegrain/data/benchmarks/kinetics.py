@@ -9,6 +9,7 @@ from timegrain.data.benchmarks.reading import as_number, check_new, read_rows
 from timegrain.data.probing import Row
 
 COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split")
+_OPTIONAL = "label"  # the published test files of some versions lack it
 _SPLITS = {"train": "train", "val": "val", "validate": "val", "validation": "val", "test": "test"}
 
 
@@ -16,7 +17,7 @@ def read_kinetics(annotations: Path, name: str = "kinetics400") -> Benchmark:
     """Read Kinetics' annotation files.
 
     Args:
-        annotations: The csv, or a folder of csv files; files with another header are left alone.
+        annotations: The csv, or a folder of csv files; files with another header are left alone, and noted.
         name: Of the benchmark.
 
     Returns:
@@ -30,11 +31,13 @@ def read_kinetics(annotations: Path, name: str = "kinetics400") -> Benchmark:
     listed: list[Listed] = []
     lines: dict[object, int] = {}
     used: list[str] = []
+    others: list[str] = []
     for path in paths:
         rows = read_rows(path)
         first_line, header = next(rows, (1, []))
-        missing = [column for column in COLUMNS if column not in header]
+        missing = [column for column in COLUMNS if column not in header and column != _OPTIONAL]
         if missing and annotations.is_dir():
+            others.append(f"{path.name} is left alone: its header lacks {', '.join(missing)}")
             continue
         if missing:
             has = ", ".join(header) or "nothing"
@@ -47,7 +50,8 @@ def read_kinetics(annotations: Path, name: str = "kinetics400") -> Benchmark:
             split = _SPLITS.get(values["split"].lower())
             if split is None:
                 raise ValueError(f"{path}, line {line}: unknown split {values['split']!r}; known: {', '.join(_SPLITS)}")
-            if not values["label"] and split != "test":
+            label = values.get(_OPTIONAL, "").strip('"') or None
+            if label is None and split != "test":
                 raise ValueError(f"{path}, line {line}: no label")
             start = as_number(values["time_start"], "time_start", path, line)
             end = as_number(values["time_end"], "time_end", path, line)
@@ -56,7 +60,6 @@ def read_kinetics(annotations: Path, name: str = "kinetics400") -> Benchmark:
             youtube_id = values["youtube_id"]
             video_id = f"{youtube_id}_{int(start):06d}_{int(end):06d}"
             check_new(video_id, line, lines, path)
-            label = values["label"].strip('"') or None
             times = {"start_in_original_seconds": start, "end_in_original_seconds": end}
             listed.append(Listed(video_id, split, label, youtube_id, (video_id, youtube_id), extra=times))
     if not used:
@@ -65,7 +68,7 @@ def read_kinetics(annotations: Path, name: str = "kinetics400") -> Benchmark:
         raise ValueError(f"{', '.join(used)} in {annotations}: no row after the header")
     classes = sorted({video.label for video in listed if video.label is not None})
     facts = {"annotation_files": used, "classes": classes}
-    return Benchmark(name, listed, facts, notes=[f"{len(classes)} classes"], finish=_check_length)
+    return Benchmark(name, listed, facts, notes=[f"{len(classes)} classes", *others], finish=_check_length)
 
 
 def _check_length(row: Row) -> None:
