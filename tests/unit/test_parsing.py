@@ -65,4 +65,8 @@ def test_required_options_are_in_the_usage_line_and_flags_take_no_value(capsys, 
     text = capsys.readouterr().out
     assert text.startswith("usage: timegrain embed VIDEOS [...] --weights WEIGHTS --out OUT [OPTIONS]")
     assert re.search(r"--json +Print one", text)
+    with pytest.raises(SystemExit):
+        main(["prepare", "--help"])
+    usage = capsys.readouterr().out.splitlines()[0]
+    assert usage.startswith("usage: timegrain prepare {kinetics400,ucf101,hmdb51,vidsitu,gebd,ava-kinetics} VIDEOS --")
     assert re.search(r"--overlap .*\(default: 0\.0\)", text)
