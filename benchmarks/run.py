@@ -29,6 +29,7 @@ BENCHMARKS = {
     "dense_loss": 5,
     "linear_probe": None,
     "training_step": 3,
+    "metrics_scale": 1,
 }
 PACKAGES = (
     "torch",

@@ -19,7 +19,7 @@ from timegrain.cli import COMMANDS, main
 from timegrain.parsing import prepare, run
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 WEIGHTS = Path("runs/VIDEOS-a0.9/weights.safetensors")
 SMALL = [
     "--model.backbone=r3d_tiny", "--model.head_hidden=16", "--model.head_layers=1", "--data.crop_size=32",
