@@ -170,11 +170,11 @@ class LogisticProblem:
     def _value(self, logits: Tensor, l2: float, point: Tensor | float) -> tuple[float, Tensor, float]:
         """Objective, its gradient with respect to the logits, and the softmax's mean curvature."""
         count = len(logits)
-        probabilities = logits - logits.amax(1, keepdim=True)  # by hand: half the time of torch's log_softmax
-        chosen = probabilities.gather(1, self.labels)
-        total = probabilities.exp_().sum(1, keepdim=True)
-        loss = float((total.log() - chosen).mean())
-        probabilities.div_(total.mul_(count))
+        # The logarithm of the sum of exponentials follows from the largest probability, which is at least 1 / C.
+        probabilities = torch.softmax(logits, 1)
+        rest = logits.amax(1, keepdim=True) - logits.gather(1, self.labels)
+        loss = float((rest - probabilities.amax(1, keepdim=True).log_()).mean())
+        probabilities.div_(count)
         spread = 1 - _dot(probabilities, probabilities) * count
         penalty = point if isinstance(point, float) else _dot(point[:-1], point[:-1])
         probabilities.scatter_add_(1, self.labels, probabilities.new_full((count, 1), -1 / count))

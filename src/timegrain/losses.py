@@ -86,24 +86,29 @@ class _StreamedCrossEntropy(torch.autograd.Function):
         with_gradient = any(ctx.needs_input_grad[:2])
         query_gradient, key_gradient = torch.empty_like(queries), torch.zeros_like(keys)
         loss, hits = queries.new_zeros(()), queries.new_zeros(())
-        for block in range(0, len(queries), _StreamedCrossEntropy.BLOCK):
-            rows = slice(block, block + _StreamedCrossEntropy.BLOCK)
+        scaled = queries / temperature
+        size = min(_StreamedCrossEntropy.BLOCK, len(queries))
+        all_logits, all_shares = queries.new_empty(size, len(keys)), queries.new_empty(size, len(keys))
+        for block in range(0, len(queries), size):
+            rows = slice(block, block + size)
             query, positive = queries[rows], positives[rows].unsqueeze(1)
-            logits = (query @ keys.T).div_(temperature)
+            logits, shares = all_logits[: len(query)], all_shares[: len(query)]
+            torch.mm(scaled[rows], keys.T, out=logits)
             positive_logit = logits.gather(1, positive)
             if ignored is not None:
-                logits.scatter_(1, ignored[rows], -torch.inf).scatter_(1, positive, positive_logit)
-            highest, best = logits.max(1, keepdim=True)
-            # By place, not by score: collapsed embeddings, all scores equal, must not look accurate.
-            hits += (best == positive).sum()
-            logits.sub_(highest).exp_()
-            total = logits.sum(1, keepdim=True)
-            loss += (total.log() + highest - positive_logit).sum()
+                logits.scatter_(1, ignored[rows], -torch.inf)
+            highest_other = logits.scatter_(1, positive, -torch.inf).amax(1, keepdim=True)
+            # Above all others, not among the highest: collapsed embeddings, all scores equal, must not look accurate.
+            hits += (highest_other < positive_logit).sum()
+            torch.softmax(logits.scatter_(1, positive, positive_logit), 1, out=shares)
+            # The logarithm of the sum of exponentials, from the largest share: that one is never too small a number,
+            # and the softmax takes half the time of an exponential alone.
+            highest = torch.maximum(highest_other, positive_logit)
+            loss += (highest - positive_logit - shares.amax(1, keepdim=True).log_()).sum()
             if with_gradient:
-                gradient = logits.div_(total)  # softmax, then minus one at the positive
-                gradient.scatter_add_(1, positive, torch.full_like(positive_logit, -1.0))
-                torch.mm(gradient, keys, out=query_gradient[rows])
-                key_gradient.addmm_(gradient.T, query)
+                shares.scatter_add_(1, positive, torch.full_like(positive_logit, -1.0))
+                torch.mm(shares, keys, out=query_gradient[rows])
+                key_gradient.addmm_(shares.T, query)
         if with_gradient:
             ctx.save_for_backward(query_gradient, key_gradient)
         ctx.scale = 1.0 / (temperature * len(queries))
