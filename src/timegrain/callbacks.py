@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -244,6 +245,22 @@ class MetricsCsv(Callback):
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(self.rows)
+
+
+class StepSeed(Callback):
+    """Makes what a step draws on the device (dropout) a function of (seed, step, process), so that resuming is exact.
+
+    Args:
+        seed: Of the run.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Seed torch's generators anew."""
+        key = [self.seed, trainer.global_step, batch_idx % trainer.accumulate_grad_batches, trainer.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
 
 
 class FailedVideos(Callback):

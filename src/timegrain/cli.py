@@ -26,6 +26,13 @@ COMMANDS: dict[str, Command] = {
     "probe": Command("timegrain.tasks.probe:probe", "linear probe, kNN and retrieval on frozen features"),
     "sweep": Command("timegrain.tasks.sweep:sweep", "pre-train and evaluate settings x seeds; draw the figure"),
     "report": Command("timegrain.report.results_page:report", "results of many runs as one page and one table"),
+    "probe linear": Command(
+        "timegrain.tasks.online_probe:probe_linear", "linear evaluation, trained on augmented clips"
+    ),
+    "probe attentive": Command("timegrain.tasks.online_probe:probe_attentive", "a learned query on frozen time steps"),
+    "finetune": Command(
+        "timegrain.tasks.finetune:finetune", "train a whole network on labels, from weights or scratch"
+    ),
     "embed": Command("timegrain.tasks.embed:embed", "features of videos of any length, as Parquet"),
     "similarity": Command("timegrain.tasks.embed:similarity", "a video's self-similarity matrix, as a picture"),
     "manifest scan": Command("timegrain.data.scan:scan", "list a folder of videos into a manifest"),

@@ -270,3 +270,20 @@ def test_workers_share_the_memory(tmp_path):
         assert mapped
         assert names > 0
         assert private < table_kilobytes / 10
+
+
+def test_another_column_as_split(tmp_path):
+    names = [f"{i}.mp4" for i in range(3)]
+    common = {"num_frames": 9, "fps": 25.0, "width": 8, "height": 8}
+    divisions = (["train", "train", "test"], ["test", "train", "train"])
+    rows = [
+        {"path": name, **common, "split": one, "split2": two, "splits": 3}
+        for name, one, two in zip(names, *divisions, strict=True)
+    ]
+    manifest = Manifest.from_rows(rows, tmp_path)
+    other = manifest.with_split("split2")
+    assert [row.path for row in other.select(split="test")] == [str(tmp_path / "0.mp4")]
+    assert [row.path for row in manifest.select(split="test")] == [str(tmp_path / "2.mp4")]
+    for column in ("split3", "splits"):
+        with pytest.raises(ValueError, match="it has split, split2"):
+            manifest.with_split(column)

@@ -258,6 +258,22 @@ class Manifest:
             raise ValueError(f"{self._name} has no usable video{where}: each has an error, such as {reason!r}")
         return selected
 
+    def with_split(self, column: str) -> Manifest:
+        """The same manifest, all its rows, where another column says which split a video belongs to.
+
+        Args:
+            column: Such as ``split2``, one of UCF101's and HMDB51's own divisions.
+
+        Raises:
+            ValueError: There is no such column of texts; the message says which there are.
+        """
+        table = self._all_rows
+        others = [f.name for f in table.schema if f.name.startswith("split") and pa.types.is_string(f.type)]
+        if column not in others:
+            raise ValueError(f"{self._name} has no column {column!r} to divide by; it has {', '.join(others)}")
+        table = table.set_column(table.schema.get_field_index("split"), "split", table[column])
+        return Manifest(table, self._path, self._folder)
+
     def with_errors(self, reasons: Mapping[str, str]) -> Manifest:
         """The same manifest, all its rows, where more videos have an ``error``.
 

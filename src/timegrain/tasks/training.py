@@ -24,6 +24,7 @@ from timegrain.callbacks import (
     ProgressLine,
     RunStopped,
     StepCheckpoint,
+    StepSeed,
     StopOnSignal,
     run_record,
 )
@@ -131,6 +132,7 @@ def fit(
     """
     assert run.out is not None
     trainer = _trainer(run, run.out, length, failures, description, monitor)
+    task.train()  # the engine leaves modes as they are, and weights that were read come in evaluation mode
     last = run.out / "checkpoints" / "last.ckpt"
     try:
         trainer.fit(task, loader(trainer), ckpt_path=resume, weights_only=True)
@@ -170,6 +172,7 @@ def _trainer(
     )
     csv_log = MetricsCsv(out / "metrics.csv", run.log_every_steps)
     callbacks: list[Callback] = [
+        StepSeed(run.seed),
         ProgressLine(description),
         csv_log,
         failures,
@@ -265,5 +268,6 @@ def quieten() -> None:
         ".*LeafSpec.*",
         ".*mid-epoch.*",
         ".*smaller than the logging interval.*",
+        ".*in eval mode at the start of training.*",
     ):
         warnings.filterwarnings("ignore", hint)
