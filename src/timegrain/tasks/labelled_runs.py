@@ -166,6 +166,7 @@ def _train_and_test(task: Task, settings: Settings, manifest: Manifest) -> _Fini
     assert data.crop_size is not None
     train, train_labels = _labelled(manifest, data.split_train)
     tested, test_labels = _labelled(manifest, str(data.split_test))
+    length = plan(data, run, len(train))
     resume = open_run(out, _values(settings), COMMANDS[task])
     seed_everything(run.seed, verbose=False)
     frozen = task.endswith("probe")
@@ -183,7 +184,6 @@ def _train_and_test(task: Task, settings: Settings, manifest: Manifest) -> _Fini
     heads = {name: _classifier(kind, encoder.backbone.num_features, len(classes), settings) for name in encoders}
     draw = AnywhereInVideo(train, ClipSpec(data.num_frames, data.stride), train_labels)
     clips = LabelledClips(train, len(train), draw, data.crop_size, settings.augment, run.seed, _cache(data, train, out))
-    length = plan(data, run, len(clips))
     module = ClassificationTask(
         encoders, heads, frozen, settings.optim, length, out, classes,
         {"kind": kind, **asdict(settings.classifier)}, run.channels_last,
