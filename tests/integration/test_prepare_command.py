@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import pickle
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -201,12 +206,41 @@ def test_written_anew_for_fast_training(tmp_path, clip, capsys, kind):
     assert row.extra["source_path"].endswith("videos/train/jump_high/aaaaaaaaaaa_000001_000011.mp4")
     with open_video(row.path) as reader:
         assert reader.frames([3, 49]).shape == (2, 3, 48, 64)
-    time = Path(row.path).stat().st_mtime_ns
+    written = Path(row.path).stat().st_mtime_ns
     run_json(capsys, *arguments)
-    assert Path(row.path).stat().st_mtime_ns == time
+    assert Path(row.path).stat().st_mtime_ns == written
     code = main(["manifest", "check", str(out), "--json"])
     assert code == 0
     assert json.loads(capsys.readouterr().out)["newly_broken"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["video", "frames"])
+def test_killed_midway_it_goes_on_where_it_was(tmp_path, clip, capsys, kind):
+    names = [f"{index:011d}" for index in range(24)]
+    lines = [f"bend,{name},0,10,train" for name in names]
+    (tmp_path / "a.csv").write_text("\n".join(["label,youtube_id,time_start,time_end,split", *lines]))
+    videos = tmp_path / "videos"
+    place(clip, *(videos / f"{name}_000000_000010.mp4" for name in names))
+    out = tmp_path / "m.parquet"
+    arguments = ["kinetics400", videos, "--annotations", tmp_path / "a.csv", "--out", out, "--short-side", "48"]
+    arguments += ["--workers", "2", *(["--frames"] if kind == "frames" else [])]
+    command = [sys.executable, "-m", "timegrain.cli", "prepare", *map(str, arguments)]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+    media = tmp_path / {"video": "m_48_gop12_crf23", "frames": "m_48_frames"}[kind]
+    journal = media / "converted.jsonl"
+    while process.poll() is None and not (journal.is_file() and journal.read_text().count("source_path") >= 3):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not out.exists()
+    done = {path: path.stat().st_mtime_ns for path in media.glob("[!.]*") if path != journal}
+    noted = [json.loads(line)["row"]["path"] for line in journal.read_text().splitlines() if line.endswith("}")]
+    assert 3 <= len(noted) < len(names)
+    report = run_json(capsys, *arguments)
+    assert report["splits"]["train"] == {"listed": 24, "found": 24, "usable": 24}
+    assert all(Path(path).stat().st_mtime_ns == done[Path(path)] for path in noted)  # not written again
+    assert len(list(media.iterdir())) == 25  # nothing half written is left
 
 
 @pytest.mark.parametrize(
