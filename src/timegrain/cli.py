@@ -106,6 +106,13 @@ def _call(name: str, arguments: Sequence[str]) -> Any:
     return run(getattr(importlib.import_module(module), function), name, arguments)
 
 
+def _words(error: Exception) -> str:
+    """An error as people read it: of the system's own the file and what happened, without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -136,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("TIMEGRAIN_DEBUG"):
             raise
-        print(f"timegrain {name}: error: {error}", file=sys.stderr)
+        print(f"timegrain {name}: error: {_words(error)}", file=sys.stderr)
         return 2
     except MemoryError:
         print(f"timegrain {name}: error: not enough memory for this input", file=sys.stderr)

@@ -141,6 +141,7 @@ class _Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong, offer the nearest option, stop with exit code 2."""
+        message = _plain(message)
         known = [option.lstrip("-") for option in self._option_string_actions]
         words = re.findall(r"unrecognized arguments: -*([\w.]+)", message)
         words += [f"{group}.{key}" for group, key in re.findall(r"Group '(.+)' does not .* option '(.+)'", message)]
@@ -149,3 +150,20 @@ class _Parser(ArgumentParser):
         name = self.command_name
         print(f"timegrain {name}: error: {message.strip()}{hint}\nSee `timegrain {name} --help`.", file=sys.stderr)
         raise SystemExit(2)
+
+
+def _plain(message: str) -> str:
+    """Jsonargparse's report of a value that does not fit, in one line: the option, the value, what fits."""
+    if "Does not validate against any" in message:  # of several reasons the one that is not about a type
+        reasons = [reason for reason in re.findall(r"^ +- (.+)$", message, re.MULTILINE) if "Expected a" not in reason]
+        if reasons:
+            return str(reasons[0])
+    key = re.match(r'Parser key "([\w.]+)":', message)
+    value = re.search(r"(?:Got|Given) value: (.*)", message)
+    fitting = re.findall(r"Expected an? (.+?)(?:\. Got value: .*)?$", message, re.MULTILINE)
+    if not key or not value or not fitting:
+        return message
+    words = [re.sub(r"^(?:typing\.)?Literal\[(.*)\]$|^<class '(.*)'>$", r"\1\2", kind) for kind in fitting]
+    names = {"NoneType": "null", "int": "a whole number", "float": "a number", "bool": "true or false"}
+    choices = " or ".join(dict.fromkeys(names.get(word, word) for word in words))
+    return f"--{key[1]}: {value[1]!r} does not fit; it takes {choices}"

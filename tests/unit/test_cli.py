@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ def test_every_command_is_a_documented_function(name):
     module, function = COMMANDS[name].target.split(":")
     command = getattr(importlib.import_module(module), function)
     assert "Args:" in command.__doc__
+    assert inspect.signature(command).parameters["json"].default is False, "commands that report take --json"
     assert len(COMMANDS[name].summary) < 70
 
 
@@ -52,3 +54,12 @@ def test_mistakes_get_one_message_and_exit_code_two(arguments, words, capsys):
 def test_a_group_lists_its_commands(capsys):
     assert main(["score"]) == 0
     assert "score gebd" in capsys.readouterr().out
+
+
+def test_errors_of_the_system_name_the_file_and_no_number(capsys, monkeypatch):
+    def fails(*rest):
+        raise PermissionError(13, "Permission denied", "/root/m.parquet")
+
+    monkeypatch.setattr("timegrain.cli._call", fails)
+    assert main(["embed"]) == 2
+    assert capsys.readouterr().err == "timegrain embed: error: /root/m.parquet: Permission denied\n"

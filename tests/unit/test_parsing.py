@@ -70,3 +70,18 @@ def test_required_options_are_in_the_usage_line_and_flags_take_no_value(capsys, 
     usage = capsys.readouterr().out.splitlines()[0]
     assert usage.startswith("usage: timegrain prepare {kinetics400,ucf101,hmdb51,vidsitu,gebd,ava-kinetics} VIDEOS --")
     assert re.search(r"--overlap .*\(default: 0\.0\)", text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--overlap", "x"], "--overlap: 'x' does not fit; it takes a number\n"),
+        (["--head", "both"], "--head: 'both' does not fit; it takes 'none', 'fine', 'persistent'\n"),
+        (["--fps", "fast"], "--fps: 'fast' does not fit; it takes a number or null\n"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_one_line(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["embed", "a.mp4", "--weights", "w", "--out", "f.npz", *arguments])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == f"timegrain embed: error: {message}See `timegrain embed --help`.\n"
