@@ -326,6 +326,8 @@ class FeatureMonitor(Callback):
             values = self.measure(cast(VideoEncoder, pl_module.encoder), pl_module.device)
             value[0] = values.get("monitor/knn_accuracy", values["monitor/same_video_retrieval"])
             self.csv_log.note(trainer, values)
+            shown = ", ".join(f"{name.removeprefix('monitor/')} {share:.3f}" for name, share in values.items())
+            tqdm.write(f"epoch {trainer.current_epoch + 1}: {shown}", file=sys.stderr)
         value = trainer.strategy.broadcast(value)
         pl_module.log("monitor", value[0], rank_zero_only=True)
 

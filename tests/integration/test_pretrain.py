@@ -217,6 +217,20 @@ def test_two_processes_share_negatives_and_resume_bit_for_bit(manifest: Path, tm
         (["--objective.num_long=9"], ["num_long = 9", "between 1 and 8"]),
         (["--objective.num_short=0"], ["at least 1"]),
         (["--objective.alpha=1.5"], ["between 0", "1.5"]),
+        (["--objective.levels=[{num_short: 0}]"], ["num_short", "at least 1"]),
+        (["--data.batch_size=0"], ["--data.batch_size must be at least 1, got 0"]),
+        (["--data.batch_size=1"], ["nothing to contrast"]),
+        (["--data.workers=-1"], ["--data.workers must be at least 0"]),
+        (["--run.devices=0"], ["--run.devices must be at least 1"]),
+        (["--run.accumulate=0"], ["--run.accumulate must be at least 1"]),
+        (["--run.log_every_steps=0"], ["--run.log_every_steps must be at least 1"]),
+        (["--run.steps=many"], ["--run.steps: 'many' does not fit; it takes a whole number or null"]),
+        pytest.param(
+            ["--run.accelerator=cuda"],
+            ["--run.accelerator cuda", "not available"],
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+        (["--run.accelerator=abacus"], ["abacus", "cpu"]),
         (["--data.batch_size=99"], ["99", "8 usable videos"]),
         (["--model.backbone=resnet"], ["resnet", "r3d50"]),
         (["--data.short_stride=20"], ["does not fit inside"]),
@@ -248,6 +262,13 @@ def test_other_settings_in_the_same_folder_are_refused(manifest: Path, tmp_path:
         == 0
     )
     assert list(out.glob("before-*/weights.safetensors"))
+
+
+def test_a_first_try_that_failed_does_not_bind_the_second(manifest: Path, tmp_path: Path, capsys):
+    out = tmp_path / "run"
+    assert pretrain(out, f"--data.manifest={manifest}", "--run.steps=1", "--data.batch_size=99") == 2
+    assert "batch size of at most 8" in capsys.readouterr().err
+    assert pretrain(out, f"--data.manifest={manifest}", "--run.steps=1", "--data.batch_size=8") == 0
 
 
 def test_a_corrupt_checkpoint_is_one_message_and_nothing_is_lost(manifest: Path, tmp_path: Path, capsys):

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from timegrain.losses import Level, levels_for_alpha
+
+
+def check_smallest(config: Any, group: str, smallest: Mapping[str, int]) -> None:
+    """Refuse numbers that are too small to mean anything; None is left alone.
+
+    Raises:
+        ValueError: One is; the message names the option.
+    """
+    for name, least in smallest.items():
+        value = getattr(config, name)
+        if value is not None and not value >= least:
+            raise ValueError(f"--{group}.{name} must be at least {least}, got {value}")
 
 
 @dataclass
@@ -47,6 +60,9 @@ class DataConfig:
     cache: bool = False
     cache_folder: Path | None = None
     max_failure_share: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_smallest(self, "data", {"crop_size": 1, "batch_size": 1, "workers": 0, "max_failure_share": 0})
 
 
 @dataclass
@@ -152,6 +168,13 @@ class TrainingConfig:
     tensorboard: bool = True
     wandb: str | None = None
     restart: bool = False
+
+    def __post_init__(self) -> None:
+        at_least_one = ("epochs", "steps", "devices", "num_nodes", "accumulate", "checkpoint_every_steps")
+        at_least_zero = ("warmup_epochs", "warmup_steps", "seed", "checkpoint_minutes", "keep_every_epochs")
+        check_smallest(
+            self, "run", dict.fromkeys((*at_least_one, "log_every_steps"), 1) | dict.fromkeys(at_least_zero, 0)
+        )
 
 
 @dataclass

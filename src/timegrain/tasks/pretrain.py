@@ -114,6 +114,8 @@ def pretrain(
     teg = TeG(encoder, objective.resolved_levels(), objective.temperature)
     clips = build_clips(data, augment, manifest, run.seed, out)
     length = plan(data, run, len(clips))
+    if length.global_batch < 2:
+        raise ValueError("a batch of one video has nothing to contrast it with: --data.batch_size must be at least 2")
     teg.loss.check_steps(
         encoder.backbone.num_time_steps(data.short_frames), encoder.backbone.num_time_steps(data.long_frames)
     )

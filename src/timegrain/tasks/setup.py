@@ -158,8 +158,13 @@ def open_run(out: Path, configs: dict[str, Any], command: str = "pretrain") -> P
         aside.mkdir()
         for item in [item for item in out.iterdir() if not item.name.startswith(("before-", "manifest", "frames"))]:
             item.rename(aside / item.name)
-    if path.exists():
-        old = _flat(yaml.safe_load(path.read_text()))
+    # Without a checkpoint or weights there is nothing to go on from: a first try that failed must not bind the second.
+    holds_run = any(out.glob("checkpoints/*.ckpt")) or any(out.glob("*.safetensors"))
+    if path.exists() and holds_run:
+        try:
+            old = _flat(yaml.safe_load(path.read_text()))
+        except (yaml.YAMLError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged: {error}; use another --run.out, or --run.restart true") from error
         new = _flat(values)
         changed = [key for key in sorted({*old, *new} - _FREE) if old.get(key) != new.get(key)]
         if changed:
@@ -168,8 +173,8 @@ def open_run(out: Path, configs: dict[str, Any], command: str = "pretrain") -> P
                 f"{out} holds a run with other settings:\n{lines}\n"
                 "Use another --run.out, or --run.restart true to begin anew there (the old run is moved aside)"
             )
-    elif checkpoint.exists():
-        raise ValueError(f"{out} has checkpoints but no config.yaml; use another --run.out")
+    elif holds_run:
+        raise ValueError(f"{out} has checkpoints or weights but no config.yaml; use another --run.out")
     if is_first_process():
         with atomic_path(path) as temporary:
             temporary.write_text(

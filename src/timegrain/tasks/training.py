@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch import Tensor
 
@@ -141,6 +142,11 @@ def fit(
     except SystemExit:  # the engine's answer to a Ctrl-C that could not wait
         raise KeyboardInterrupt(f"the same command {_where_it_goes_on(last)}") from None
     except RuntimeError as error:
+        if "out of memory" in str(error) or "can't allocate memory" in str(error):
+            raise ValueError(
+                f"memory ran out ({str(error).splitlines()[0]}). Lower --data.batch_size, --data.crop_size or the number "
+                f"of frames, or try --run.precision bf16-mixed on a GPU. The last checkpoint, if any, is {last}"
+            ) from error
         if "DataLoader worker" not in str(error):
             raise
         raise ValueError(
@@ -210,7 +216,19 @@ def _trainer(
     if run.tensorboard:
         loggers.append(TensorBoardLogger(out, name="tensorboard", version=""))
     if run.wandb:
-        loggers.append(WandbLogger(project=run.wandb, save_dir=out))
+        try:
+            loggers.append(WandbLogger(project=run.wandb, save_dir=out))
+        except ModuleNotFoundError as error:
+            raise ValueError(f"--run.wandb needs an extra: pip install 'timegrain[wandb]' ({error})") from error
+    try:
+        return _engine(run, out, length, callbacks, loggers)
+    except MisconfigurationException as error:
+        raise ValueError(f"--run.accelerator {run.accelerator}, --run.devices {run.devices}: {error}") from error
+
+
+def _engine(
+    run: TrainingConfig, out: Path, length: Schedule, callbacks: list[Callback], loggers: list[Logger]
+) -> Trainer:
     return Trainer(
         accelerator=run.accelerator,
         devices=run.devices,
