@@ -54,12 +54,14 @@ def test_change_in_frames_from_a_manifest(folder, tmp_path, capsys):
         | {"num_frames": 80, "fps": 25.0, "duration_seconds": 3.2, "width": 96, "height": 64}
         for name, video_id in (("aaaaaaaaaaa_000010_000020", "first"), ("bbbbbbbbbbb", None))
     ]
-    manifest = Manifest.from_rows(rows, tmp_path).write(tmp_path / "m.parquet")
+    coverage = {"benchmark": "gebd", "splits": {"val": {"listed": 3, "found": 2, "usable": 2}}, "missing_list": None}
+    manifest = Manifest.from_rows(rows, tmp_path, coverage).write(tmp_path / "m.parquet")
     out = tmp_path / "changes.pkl"
     options = ["--split", "val", "--unit", "frames", "--method", "pixels", "--prominence", "1.5", "--workers", "1"]
     code, text, err = run(capsys, "change", manifest, "--out", out, *options)
     assert code == 0, err
     assert "2 videos" in text
+    assert "gebd: 2 of 3 validation videos (66.66 %)" in text
     from timegrain.metrics.inputs import read_boundaries
 
     found = read_boundaries(out)
