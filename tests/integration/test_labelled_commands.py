@@ -138,6 +138,10 @@ def test_online_probes_leave_the_encoder_alone(
     state = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     for name, tensor in load_encoder(weights).backbone.state_dict().items():
         assert torch.equal(state[f"encoders.trained.backbone.{name}"], tensor), name  # statistics, too
+    again = tmp_path / "again"
+    assert run(capsys, "probe", kind, "--config", out / "config.yaml", "--run.out", again)[0] == 0
+    one, other = (load_file(folder / "classifier.safetensors") for folder in (out, again))
+    assert all(torch.equal(one[key], other[key]) for key in one)
     assert not torch.equal(
         state["encoders.random_0.backbone.stem_conv.weight"], state["encoders.trained.backbone.stem_conv.weight"]
     )

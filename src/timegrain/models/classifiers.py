@@ -93,7 +93,7 @@ class AttentiveClassifier(nn.Module):
     def forward(self, features: Float[Tensor, "b t d"]) -> Float[Tensor, "b k"]:
         """Logits (B, K) of features (B, T', D)."""
         tokens = self.norm(features)
-        tokens = tokens + time_code(features.shape[1], features.shape[2]).to(tokens)
+        tokens = tokens + time_code(features.shape[1], features.shape[2], features.device).to(tokens.dtype)
         for block in self.blocks:
             tokens = block(tokens)
         keys = self.key_norm(tokens)
@@ -104,11 +104,11 @@ class AttentiveClassifier(nn.Module):
         return logits
 
 
-def time_code(num_steps: int, num_features: int) -> Float[Tensor, "t d"]:
+def time_code(num_steps: int, num_features: int, device: torch.device | None = None) -> Float[Tensor, "t d"]:
     """Sines and cosines of each position (Vaswani et al., section 3.5), (T', D)."""
     half = -(-num_features // 2)
-    rates = torch.exp(-math.log(10_000.0) * torch.arange(half) / half)
-    angles = torch.arange(num_steps)[:, None] * rates
+    rates = torch.exp(-math.log(10_000.0) * torch.arange(half, device=device) / half)
+    angles = torch.arange(num_steps, device=device)[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], 1)[:, :num_features]
 
 

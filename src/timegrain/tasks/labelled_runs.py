@@ -167,7 +167,7 @@ def _train_and_test(task: Task, settings: Settings, manifest: Manifest) -> _Fini
     train, train_labels = _labelled(manifest, data.split_train)
     tested, test_labels = _labelled(manifest, str(data.split_test))
     length = plan(data, run, len(train))
-    resume = open_run(out, _values(settings), COMMANDS[task])
+    resume = open_run(out, _values(task, settings), COMMANDS[task])
     seed_everything(run.seed, verbose=False)
     frozen = task.endswith("probe")
     encoder = bare_encoder(
@@ -260,8 +260,10 @@ def _resolve(task: Task, settings: Settings, manifest: Manifest) -> tuple[Settin
     return replace(settings, data=data, model=model), encoder
 
 
-def _values(settings: Settings) -> dict[str, Any]:
-    return {name: getattr(settings, name) for name in settings.__dataclass_fields__}
+def _values(task: Task, settings: Settings) -> dict[str, Any]:
+    """The command's options by name: a probe has none about the network, which is that of its weights."""
+    values = {name: getattr(settings, name) for name in settings.__dataclass_fields__}
+    return values if COMMANDS[task] == "finetune" else {k: v for k, v in values.items() if k != "model"}
 
 
 def _labelled(manifest: Manifest, split: str) -> tuple[Manifest, Tensor]:

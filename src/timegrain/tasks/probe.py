@@ -84,7 +84,8 @@ def probe(
     Weights of several runs make one table: runs of one method are its seeds, shown as mean and standard deviation.
     Features are kept in OUT/features; the same videos are not decoded again. Writes OUT/result.json (what `timegrain
     report` reads), OUT/probe.json (everything, also the penalties chosen) and OUT/neighbours.png (of the first weights).
-    The papers' full protocol takes --num_clips 10 --num_crops 3.
+    The papers' full protocol takes --num_clips 10 --num_crops 3; their classifier, trained on augmented clips by SGD, is
+    `timegrain probe linear`, a learned query on the time steps `timegrain probe attentive`.
 
     Examples::
 
