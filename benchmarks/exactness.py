@@ -61,76 +61,67 @@ def ours(path: Path, indices: Sequence[int]) -> np.ndarray:
         return reader.frames(list(indices)).permute(0, 2, 3, 1).numpy()
 
 
-def count_wrong(read: peers.Reader, path: Path, right: np.ndarray) -> tuple[int, str]:
-    """Wrong frames when every second index, then every other, is asked for; and the error, if one was raised."""
+def count_wrong(read: peers.Reader, path: Path, right: np.ndarray) -> tuple[int, int, str]:
+    """Wrong frames when every second index, then every other, is asked for; frames not given; and why they were not."""
     small = np.stack([cv2.resize(picture, (32, 24), interpolation=cv2.INTER_AREA) for picture in right]).astype(int)
-    wrong = 0
+    wrong, missing, reason = 0, 0, ""
     for first in (0, 1):
         indices = list(range(first, len(right), 2))
         try:
             frames = read(path, indices)
-        except Exception as error:  # a reader that refuses gives no wrong frame, and none at all
-            return len(right), f"{type(error).__name__}: {error}".splitlines()[0][:80]
+        except Exception as error:  # whatever a reader raises: it gives no wrong frame, and none at all
+            missing += len(indices)
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:80]
+            continue
         for index, frame in zip(indices, frames, strict=True):
             if np.abs(frame.astype(int) - right[index]).mean() > 2:
                 look = cv2.resize(np.ascontiguousarray(frame), (32, 24), interpolation=cv2.INTER_AREA).astype(int)
                 wrong += int(np.abs(small - look).mean((1, 2, 3)).argmin() != index)
-    return wrong, ""
+    return wrong, missing, reason
 
 
 def run(rounds: int = 1) -> list[Row]:
-    """Rows for the results table: wrong frames of all indices of each file."""
+    """Rows for the results table: totals of each reader, then the files where one gives wrong frames or none."""
     del rounds
     readers = {
         "TimeGrain": ours,
         "torchcodec exact": peers.torchcodec,
         "torchcodec approximate": peers.torchcodec_approximate,
     }
-    rows, totals = [], dict.fromkeys(readers, 0)
+    totals, details = [], []
     with tempfile.TemporaryDirectory() as name:
         files = made_files(Path(name))
-        reason = peers.why_not("torchcodec", next(iter(files.values())))
+        absent = peers.why_not("torchcodec", next(iter(files.values())))
         files |= {f"real: {file}": media.SHARED / "data" / "edge" / file for file in REAL}
-        checked = 0
-        for kind, path in files.items():
-            if not path.is_file():
+        right = {kind: played(path) for kind, path in files.items() if path.is_file()}
+        num_frames = sum(map(len, right.values()))
+        for reader, read in readers.items():
+            is_ours = read is ours
+            if absent and not is_ours:
+                totals.append(not_measured("frames by index, all files", reader, absent))
                 continue
-            right = played(path)
-            checked += len(right)
-            for reader, read in readers.items():
-                if reason and read is not ours:
-                    continue
-                wrong, error = count_wrong(read, path, right)
-                totals[reader] += wrong
-                if wrong:
-                    note = f"refuses: {error}" if error else ""
-                    rows.append(
-                        Row(
-                            f"frames by index: {kind}",
-                            reader,
-                            wrong,
-                            unit=f"wrong of {len(right)}",
-                            note=note,
-                            is_ours=read is ours,
-                        )
+            num_wrong = num_missing = 0
+            for kind, pictures in right.items():
+                wrong, missing, reason = count_wrong(read, files[kind], pictures)
+                num_wrong, num_missing = num_wrong + wrong, num_missing + missing
+                if wrong or missing:
+                    note = f"{missing} not given: {reason}" if missing else ""
+                    unit = f"wrong of {len(pictures)}"
+                    details.append(
+                        Row(f"frames by index: {kind}", reader, wrong, unit=unit, note=note, is_ours=is_ours)
                     )
-    for reader, wrong in totals.items():
-        if reason and reader != "TimeGrain":
-            rows.append(not_measured("frames by index, all files", reader, reason))
-            continue
-        is_ours = reader == "TimeGrain"
-        rows.insert(
-            0,
-            Row(
-                "frames by index, all files",
-                reader,
-                wrong,
-                0 if is_ours else None,
-                unit=f"wrong of {checked}",
-                is_ours=is_ours,
-            ),
-        )
-    return rows
+            totals.append(
+                Row(
+                    "frames by index, all files",
+                    reader,
+                    num_wrong + (num_missing if is_ours else 0),
+                    0 if is_ours else None,
+                    unit=f"wrong of {num_frames}",
+                    note=f"{num_missing} not given",
+                    is_ours=is_ours,
+                )
+            )
+    return totals + details
 
 
 if __name__ == "__main__":

@@ -206,7 +206,7 @@ def stages(path: Path, rounds: int) -> list[Row]:
         clips = [_cut(frames, places, inside, clip) for clip, places in enumerate(np.split(inverse, ends))]
         clips = [torch.from_numpy(clip).permute(0, 3, 1, 2) for clip in clips]
         clock("cut, resize, mirror")
-        sample = {"long": clips[0], "short": clips[1]}
+        sample = {"long": clips[0], "short": clips[1], "failures": []}
         for tensor in collate([sample]).values():
             if isinstance(tensor, torch.Tensor):
                 tensor.share_memory_()
@@ -249,6 +249,10 @@ class _Clock:
         self._last = time.process_time()
 
 
+def _say(what: str) -> None:
+    print(f"  input pipeline: {what}", file=sys.stderr, flush=True)
+
+
 def run(rounds: int = 7) -> list[Row]:
     """Rows for the results table."""
     torch.set_num_threads(1)
@@ -257,12 +261,17 @@ def run(rounds: int = 7) -> list[Row]:
         folder = Path(name)
         source, what = media.original(folder)
         store = media.rewritten(source, folder, Encoding(kind="frames"))
+        _say("the original")
         rows = samples(f"sample to uint8, {what}", source, rounds, 0.65, store)
+        _say("a key frame every 12")
         gop12 = media.with_gop(source, folder / "gop12.mp4", 12)
         rows += samples("sample to uint8, the same with 12 frames per key frame (x264's defaults)", gop12, rounds, 0.80)
+        _say("rewritten")
         fast = media.rewritten(source, folder, Encoding(gop=12))
         rows += samples("sample to uint8, the same rewritten by `timegrain prepare --gop 12`", fast, rounds, None)
+        _say("whole pipelines")
         rows += pipelines(source, rounds)
+        _say("stages")
         rows += stages(source, rounds)
     return rows
 
