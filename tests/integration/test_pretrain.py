@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from timegrain import callbacks
 from timegrain.cli import main
@@ -59,9 +60,23 @@ def rows(out: Path) -> list[dict[str, str]]:
 def test_a_folder_is_enough(video_folder: Path, tmp_path: Path, capsys):
     out = tmp_path / "run"
     assert (
-        pretrain(out, f"--data.folder={video_folder}", "--run.epochs=2", "--run.monitor_every_epochs=1", "--json") == 0
+        pretrain(
+            out,
+            f"--data.folder={video_folder}",
+            "--run.epochs=2",
+            "--run.monitor_every_epochs=1",
+            "--run.tensorboard=true",
+            "--json",
+        )
+        == 0
     )
-    answer = json.loads(capsys.readouterr().out)
+    captured = capsys.readouterr()
+    answer = json.loads(captured.out)
+    for said in ("one contrastive batch", "for the mean loss", "4 steps", "memory", "negatives", "wait="):
+        assert said in captured.err
+    assert "epoch 2: same_video_retrieval" in captured.err
+    events = EventAccumulator(str(out / "tensorboard")).Reload()
+    assert {"loss", "fine/loss", "persistent/loss", "learning_rate", "monitor"} <= set(events.Tags()["scalars"])
     assert answer["steps"] == 4
     assert Path(answer["weights"]).exists()
     assert {"fine/loss", "persistent/loss", "fine/num_negatives", "fine/chance_loss", "fine/spread"} <= answer.keys()
