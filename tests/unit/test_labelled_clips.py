@@ -27,7 +27,7 @@ from timegrain.data.labelled_clips import (
 from timegrain.data.manifest import Manifest
 from timegrain.data.scan import scan
 from timegrain.data.transforms import AugmentConfig, apply_augmentation, resize_crop, three_crops
-from timegrain.data.views import VideoViews, Views, load_views, read_clips
+from timegrain.data.views import VideoViews, Views, load_views
 from timegrain.sampling import ClipSpec, centred_clip
 
 SPEC = ClipSpec(8, 2)
@@ -153,14 +153,6 @@ def test_views_are_read_in_one_pass(manifest: Manifest, monkeypatch: pytest.Monk
         assert torch.equal(seen, torch.stack(expected))
         assert len(seen) == views.count == 12
     assert opened == [paths[1], paths[5]]
-
-
-def test_large_frames_are_made_small_one_by_one(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
-    views = Views(8, 3, 24, num_clips=3)
-    path = manifest[6].path
-    at_once = read_clips(path, views.clips, 24)
-    monkeypatch.setattr(view_room, "_AT_ONCE", 1)
-    assert torch.equal(read_clips(path, views.clips, 24), at_once)
 
 
 def test_windows_of_one_video(tmp_path: Path) -> None:

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from timegrain.data.decoding import VideoError, VideoReader, open_video
 from timegrain.data.isolated import default_workers
-from timegrain.data.transforms import Rounding, cut_center, cut_three, resize_smallest
+from timegrain.data.transforms import Rounding, cut_center, cut_three, resize_pictures
+from timegrain.data.video import as_frames
 from timegrain.sampling import ClipSpec, FrameIndices, frames_to_read, linspace_clips
-
-_AT_ONCE = 2**28  # bytes of whole frames that are held at once; beyond, frames are made small one by one
 
 ClipsOf: TypeAlias = Callable[[int, int], Sequence[FrameIndices]]
 
@@ -79,7 +79,7 @@ def read_clips(
         rounding: As in :func:`timegrain.data.transforms.resize_crop`; the reference truncates.
 
     Returns:
-        uint8 (clips · num_crops, T, C, size, size), the crops of a clip one after the other.
+        uint8 (clips · num_crops, T, C, size, size), the crops of a clip one after the other; channels-last memory.
 
     Raises:
         VideoError: The video cannot be read.
@@ -89,18 +89,23 @@ def read_clips(
         union, inverse = np.unique(np.concatenate(wanted), return_inverse=True)
         small = _small_frames(reader, union, crop_size, rounding)
     crops = [cut_center(small, crop_size)] if num_crops == 1 else list(cut_three(small, crop_size))
-    picked = torch.from_numpy(inverse.reshape(len(wanted), -1))
-    return torch.stack([crop[positions] for positions in picked for crop in crops])
+    # Picked in the pictures' own layout: torch would walk the permuted one.
+    pictures = [crop.permute(0, 2, 3, 1).numpy() for crop in crops]
+    picked = np.stack([crop[places] for places in inverse.reshape(len(wanted), -1) for crop in pictures])
+    return torch.from_numpy(picked).permute(0, 1, 4, 2, 3)
 
 
 def _small_frames(reader: VideoReader, indices: FrameIndices, crop_size: int, rounding: Rounding) -> Tensor:
-    """Frames with their shorter side resized; whole frames of a large video are never all in memory."""
-    info = reader.info
-    if len(indices) * info.height * info.width * 3 <= _AT_ONCE:
-        return resize_smallest(reader.frames(indices), crop_size, rounding=rounding)
-    first, chosen = int(indices[0]), set(indices.tolist())
-    stream = enumerate(reader.stream(first, int(indices[-1]) + 1), first)
-    return torch.cat([resize_smallest(frame[None], crop_size, rounding=rounding) for i, frame in stream if i in chosen])
+    """Frames with their shorter side resized, each as soon as it is decoded: large ones are never together in memory."""
+    small: npt.NDArray[np.uint8] | None = None
+    for place, picture in reader.pictures(indices):
+        if small is None:
+            height, width = picture.shape[:2]
+            shorter = min(height, width)
+            small = np.empty((len(indices), height * crop_size // shorter, width * crop_size // shorter, 3), np.uint8)
+        resize_pictures(picture[None], small[place, None], rounding=rounding)
+    assert small is not None
+    return as_frames(small)
 
 
 class VideoViews(Dataset[tuple[int, Tensor | str]]):
