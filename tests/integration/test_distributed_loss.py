@@ -53,7 +53,8 @@ def batch(dtype: torch.dtype, rows: slice = slice(None)) -> dict[str, Tensor]:
 
 
 def losses_and_gradients(module: TeG | DistributedDataParallel, inputs: dict[str, Tensor]) -> dict[str, Any]:
-    losses = module(**inputs)
+    clips, indices = ([inputs[f"{name}_{what}"] for name in ("long", "short")] for what in ("clip", "indices"))
+    losses = module(clips, indices)
     losses["loss"].backward()
     inner = module.module if isinstance(module, DistributedDataParallel) else module
     return {

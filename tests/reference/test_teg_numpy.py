@@ -190,12 +190,17 @@ def clip_batch(videos: int = 3) -> dict[str, Tensor]:
     }
 
 
+def run(teg: TeG, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    clips = [batch[f"{name}_clip"] for name in ("long", "short")]
+    return teg(clips, [batch[f"{name}_indices"] for name in ("long", "short")])
+
+
 @pytest.mark.parametrize("alpha", [0.3, 0.9])
 def test_teg_from_clips_to_loss(alpha: float) -> None:
     """Network, heads, aggregation and loss: each time step is projected before anything is pooled over time."""
     encoder, batch = tiny_encoder(), clip_batch()
     levels = levels_for_alpha(alpha, num_short=2, num_long=4)
-    ours = TeG(encoder, levels)(**batch)
+    ours = run(TeG(encoder, levels), batch)
     total = 0.0
     for level in levels:
         with torch.no_grad():
@@ -223,7 +228,7 @@ def test_one_embedding_and_shared_heads_make_both_losses_one(alpha: float) -> No
     """The paper: with n = m = 1 fine-grained learning is persistent learning."""
     encoder = tiny_encoder()
     encoder.heads["persistent"] = encoder.heads["fine"]
-    ours = TeG(encoder, levels_for_alpha(alpha, num_short=1, num_long=1))(**clip_batch())
+    ours = run(TeG(encoder, levels_for_alpha(alpha, num_short=1, num_long=1)), clip_batch())
     assert float(ours["fine/loss"]) == pytest.approx(float(ours["persistent/loss"]), rel=1e-14)
     assert ours["loss"].item() == pytest.approx(float(ours["fine/loss"]), rel=1e-14)
 
@@ -240,7 +245,7 @@ def test_a_level_of_weight_0_is_not_run(levels: tuple[Level, ...], idle: str) ->
     encoder = tiny_encoder()
     runs = []
     encoder.heads[idle].register_forward_hook(lambda *_: runs.append(idle))
-    ours = TeG(encoder, levels)(**clip_batch())
+    ours = run(TeG(encoder, levels), clip_batch())
     ours["loss"].backward()
     assert runs == []
     assert not any(name.startswith(idle) for name in ours)

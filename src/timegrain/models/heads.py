@@ -11,7 +11,7 @@ NORM_EPS = 1e-5
 
 
 class ProjectionHead(nn.Module):
-    """``num_hidden`` x (Linear, BatchNorm, ReLU), then Linear; every Linear has a bias.
+    """``num_hidden`` x (Linear, BatchNorm unless ``norm`` is off, ReLU), then Linear; every Linear has a bias.
 
     Kernels start Glorot-uniform, biases zero. Sizes and norms are those of the reference family's head (TensorFlow
     Model Garden, official/projects/video_ssl); the paper does not state its own.
@@ -21,6 +21,7 @@ class ProjectionHead(nn.Module):
         hidden_features: Width of the hidden layers.
         num_hidden: How many hidden layers.
         out_features: Size of the embeddings.
+        norm: Whether the hidden layers have a batch norm.
         norm_momentum: Share of the new batch in the norms' running statistics. The reference's 0.003 needs about a
             thousand steps to forget its start: raise it for a short training whose embeddings are evaluated.
 
@@ -35,6 +36,7 @@ class ProjectionHead(nn.Module):
         num_hidden: int = 3,
         out_features: int = 128,
         *,
+        norm: bool = True,
         norm_momentum: float = NORM_MOMENTUM,
     ) -> None:
         super().__init__()
@@ -48,7 +50,8 @@ class ProjectionHead(nn.Module):
         self.layers = nn.Sequential()
         for _ in range(num_hidden):
             self.layers.append(nn.Linear(in_features, hidden_features))
-            self.layers.append(nn.BatchNorm1d(hidden_features, eps=NORM_EPS, momentum=norm_momentum))
+            if norm:
+                self.layers.append(nn.BatchNorm1d(hidden_features, eps=NORM_EPS, momentum=norm_momentum))
             self.layers.append(nn.ReLU(inplace=True))
             in_features = hidden_features
         self.layers.append(nn.Linear(in_features, out_features))
@@ -58,7 +61,7 @@ class ProjectionHead(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, features: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows c"]:
-        """Project each row; the norms see all rows of all leading axes as one batch.
+        """Project each row; norms see all rows of all leading axes as one batch.
 
         Args:
             features: (..., D), for example (B, T', D) for time steps or (B, D) for clips.

@@ -72,6 +72,7 @@ class EncoderConfig:
         head_hidden: Width of a head's hidden layers.
         head_num_hidden: Number of a head's hidden layers.
         head_out: Size of the embeddings.
+        head_norm: Whether a head's hidden layers have batch norms.
         head_norm_momentum: As ``norm_momentum`` of `timegrain.models.heads.ProjectionHead`.
         clip_num_frames: Frames of the long clip.
         clip_stride: Its stride, in source frames.
@@ -85,6 +86,7 @@ class EncoderConfig:
     head_hidden: int = 2048
     head_num_hidden: int = 3
     head_out: int = 128
+    head_norm: bool = True
     head_norm_momentum: float = projection.NORM_MOMENTUM
     clip_num_frames: int = 32
     clip_stride: int = 4
@@ -105,7 +107,7 @@ class EncoderConfig:
         for key, value in values.items():
             if key not in kinds:
                 raise ValueError(f"unknown key {key!r} in the encoder's configuration; known are {', '.join(kinds)}")
-            if not isinstance(value, kinds[key]) or isinstance(value, bool):
+            if not isinstance(value, kinds[key]) or (isinstance(value, bool) and kinds[key] is not bool):
                 raise ValueError(f"{key} in the encoder's configuration cannot be {value!r}")
         names = tuple(values.get("heads", _DEFAULTS.heads))
         if not all(isinstance(name, str) for name in names):
@@ -146,6 +148,7 @@ class VideoEncoder(
                     config.head_hidden,
                     config.head_num_hidden,
                     config.head_out,
+                    norm=config.head_norm,
                     norm_momentum=config.head_norm_momentum,
                 )
                 for name in config.heads

@@ -11,15 +11,17 @@ replicas but sums, so its published learning rates act as R times as large on th
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from jaxtyping import Float, Shaped
+from torch import Tensor
 from torch.nn import functional as F
 
 from timegrain.distributed import gather_with_gradient, rank
-from timegrain.losses import info_nce
+from timegrain.losses import embedding_spread, info_nce
 from timegrain.models.hub import VideoEncoder
+from timegrain.objectives.objective import Objective, check_head, check_temperature, project
 
 
 def cvrl_loss(
@@ -45,8 +47,8 @@ def cvrl_loss(
     Returns:
         ``loss`` = ``first/loss`` + ``second/loss`` (queries from the first and from the second view); and, not
         differentiable, over the keys of the other view only, for queries of the first: ``accuracy`` (share that scores
-        its partner highest) and ``entropy`` (mean, in nats, of the softmax); ``num_negatives`` and ``chance_loss``
-        = 2 ln(2N - 1).
+        its partner highest) and ``entropy`` (mean, in nats, of the softmax); ``spread`` of the first views' embeddings;
+        ``num_negatives`` and ``chance_loss`` = 2 ln(2N - 1).
     """
     wide = torch.promote_types(first.dtype, torch.float32)
     first, second = first.to(wide), second.to(wide)
@@ -69,6 +71,7 @@ def cvrl_loss(
         "second/loss": second_loss.detach(),
         "accuracy": accuracy,
         "entropy": entropy,
+        "spread": embedding_spread(first.detach().unsqueeze(1)),
         "num_negatives": first.new_tensor(2 * num_videos - 2),
         "chance_loss": first.new_tensor(2 * math.log(2 * num_videos - 1)),
     }
@@ -85,7 +88,7 @@ def _contrast(
         return (logits.argmax(1) == own).float().mean(), entropy
 
 
-class CVRL(nn.Module):
+class CVRL(Objective):
     """Encoder and CVRL's loss: two clips of each video in, losses by name out.
 
     Features are averaged over time and space *before* the head (TeG projects every time step), and both views go
@@ -102,30 +105,28 @@ class CVRL(nn.Module):
 
     def __init__(self, encoder: VideoEncoder, head: str = "persistent", temperature: float = 0.1) -> None:
         super().__init__()
-        if head not in encoder.heads:
-            raise ValueError(f"the encoder has no head {head!r}; it has {sorted(encoder.heads)}")
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
+        check_head(encoder, head)
+        check_temperature(temperature)
         self.encoder, self.head, self.temperature = encoder, head, temperature
 
     def project(self, clips: Float[Tensor, "clips 3 frames height width"]) -> Float[Tensor, "clips channels"]:
         """One projection per clip, not normalised."""
-        features = self.encoder(clips).mean(1, keepdim=True)
-        return self.encoder.embed(features, self.head).squeeze(1)
+        return project(self.encoder, clips, self.head)
 
     def forward(
         self,
-        first_clip: Float[Tensor, "batch 3 frames height width"],
-        second_clip: Float[Tensor, "batch 3 frames height width"],
+        clips: Sequence[Float[Tensor, "batch 3 frames height width"]],
+        indices: Sequence[Shaped[Tensor, "batch _"]],
     ) -> dict[str, Tensor]:
         """Losses of one batch.
 
         Args:
-            first_clip: Augmented first clips, in [0, 1].
-            second_clip: Augmented second clips of the same videos, of the same shape.
+            clips: Augmented first and second clips of the same videos, in [0, 1], of the same shape.
+            indices: Not used.
 
         Returns:
             ``loss`` and the parts to log, as :func:`cvrl_loss` names them.
         """
+        first_clip, second_clip = clips
         first, second = self.project(torch.cat([first_clip, second_clip])).chunk(2)
         return cvrl_loss(first, second, self.temperature)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jaxtyping import Float, Shaped
-from torch import Tensor, nn
+from torch import Tensor
 
 from timegrain.losses import Level, TeGLoss
 from timegrain.models.hub import VideoEncoder
+from timegrain.objectives.objective import Objective
 
 
-class TeG(nn.Module):
+class TeG(Objective):
     """Encoder and loss: a batch of clip pairs in, losses by name out.
 
     Args:
@@ -33,22 +34,19 @@ class TeG(nn.Module):
 
     def forward(
         self,
-        long_clip: Float[Tensor, "batch 3 long_frames height width"],
-        short_clip: Float[Tensor, "batch 3 short_frames short_height short_width"],
-        long_indices: Shaped[Tensor, "batch long_frames"],
-        short_indices: Shaped[Tensor, "batch short_frames"],
+        clips: Sequence[Float[Tensor, "batch 3 _ _ _"]],
+        indices: Sequence[Shaped[Tensor, "batch _"]],
     ) -> dict[str, Tensor]:
         """Losses of one batch.
 
         Args:
-            long_clip: Augmented long clips, in [0, 1].
-            short_clip: Augmented short clips of the same videos.
-            long_indices: Source-frame positions of the long clips' frames.
-            short_indices: The same of the short clips.
+            clips: Augmented long and short clips of the same videos, in [0, 1].
+            indices: Source-frame positions of the long and of the short clips' frames.
 
         Returns:
             ``loss`` and the parts to log, as :meth:`timegrain.losses.TeGLoss.forward` names them.
         """
+        (long_clip, short_clip), (long_indices, short_indices) = clips, indices
         long_features = self.encoder(long_clip)
         short_features = self.encoder(short_clip)
         heads = self.loss.heads
