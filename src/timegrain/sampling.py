@@ -9,7 +9,7 @@ Source: section 3 of the paper ("temporal sampling"), Fig. 5(a); the interval sa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int64
 
 FrameIndices: TypeAlias = Int64[np.ndarray, "frames"]
-PairSampler: TypeAlias = Callable[[int, "ClipSpec", "ClipSpec", np.random.Generator], tuple[FrameIndices, FrameIndices]]
+ClipSampler: TypeAlias = Callable[[int, Sequence["ClipSpec"], np.random.Generator], tuple[FrameIndices, ...]]
 
 
 @dataclass(frozen=True)
@@ -66,58 +66,51 @@ def sample_clip(num_frames: int, spec: ClipSpec, rng: np.random.Generator) -> Fr
     return spec.indices(int(rng.integers(num_starts(num_frames, spec))))
 
 
-def long_short_contained(
-    num_frames: int, long: ClipSpec, short: ClipSpec, rng: np.random.Generator
-) -> tuple[FrameIndices, FrameIndices]:
-    """TeG's sampler: a long clip uniform over the video, a short clip uniform inside its span.
+def contained(num_frames: int, specs: Sequence[ClipSpec], rng: np.random.Generator) -> tuple[FrameIndices, ...]:
+    """TeG's sampler: the first (long) clip uniform over the video, the others uniform inside its span.
 
     Args:
         num_frames: Frames in the video.
-        long: Shape of the long clip.
-        short: Shape of the short clip; its span must fit into the long clip's.
-        rng: Source of the two draws.
+        specs: Shapes of the clips; the spans of all must fit into that of the first.
+        rng: Source of one draw per clip.
 
     Returns:
-        Positions of the long and of the short clip's frames.
+        Positions of the frames of each clip.
 
     Raises:
-        ValueError: If the short clip's span is longer than the long clip's.
+        ValueError: If a clip's span is longer than the first one's.
     """
-    if short.span > long.span:
-        raise ValueError(
-            f"the short clip ({short.num_frames} frames, stride {short.stride}: {short.span} source frames) does not "
-            f"fit inside the long clip ({long.num_frames} frames, stride {long.stride}: {long.span} source frames); "
-            "make it shorter, or choose a sampler ending in 'random'"
-        )
-    long_indices = sample_clip(num_frames, long, rng)
-    offset = int(rng.integers(long.span - short.span + 1))
-    return long_indices, short.indices(int(long_indices[0]) + offset)
+    long, *others = specs
+    for short in others:
+        if short.span > long.span:
+            raise ValueError(
+                f"the short clip ({short.num_frames} frames, stride {short.stride}: {short.span} source frames) does "
+                f"not fit inside the long clip ({long.num_frames} frames, stride {long.stride}: {long.span} source "
+                "frames); make it shorter, or choose a sampler ending in 'random'"
+            )
+    first = sample_clip(num_frames, long, rng)
+    offsets = [int(rng.integers(long.span - short.span + 1)) for short in others]
+    return first, *(short.indices(int(first[0]) + offset) for short, offset in zip(others, offsets, strict=True))
 
 
-def long_short_random(
-    num_frames: int, long: ClipSpec, short: ClipSpec, rng: np.random.Generator
-) -> tuple[FrameIndices, FrameIndices]:
-    """Both clips uniform over the video, independently (Fig. 5a, "long-short, random")."""
-    return sample_clip(num_frames, long, rng), sample_clip(num_frames, short, rng)
+def independent(num_frames: int, specs: Sequence[ClipSpec], rng: np.random.Generator) -> tuple[FrameIndices, ...]:
+    """Every clip uniform over the video by itself (Fig. 5a, "random"; the ρ clips of ρMoCo and ρBYOL)."""
+    return tuple(sample_clip(num_frames, spec, rng) for spec in specs)
 
 
-def short_short_random(
-    num_frames: int, long: ClipSpec, short: ClipSpec, rng: np.random.Generator
-) -> tuple[FrameIndices, FrameIndices]:
-    """Two clips of the short shape, independently uniform (Fig. 5a, "short-short, random"); ``long`` is not used."""
-    return sample_clip(num_frames, short, rng), sample_clip(num_frames, short, rng)
+def same(num_frames: int, specs: Sequence[ClipSpec], rng: np.random.Generator) -> tuple[FrameIndices, ...]:
+    """One clip, as many times as there are shapes: the views differ by augmentation alone.
 
+    It is Fig. 5(a)'s "short-short, contained", which the paper does not define (a clip contained in one of its own length
+    is the same clip), and how objectives for pictures make their two views.
 
-def short_short_contained(
-    num_frames: int, long: ClipSpec, short: ClipSpec, rng: np.random.Generator
-) -> tuple[FrameIndices, FrameIndices]:
-    """Two clips of the short shape inside one span (Fig. 5a, "short-short, contained"); ``long`` is not used.
-
-    The paper does not define it; a clip contained in one of its own length is the same clip, so both share their frames
-    and differ by augmentation alone.
+    Raises:
+        ValueError: If the shapes are not all one.
     """
-    clip = sample_clip(num_frames, short, rng)
-    return clip, clip.copy()
+    if len(set(specs)) > 1:
+        raise ValueError(f"the same clip cannot have several shapes, got {', '.join(map(str, specs))}")
+    clip = sample_clip(num_frames, specs[0], rng)
+    return tuple(clip.copy() for _ in specs)
 
 
 def interval_probabilities(num_offsets: int) -> np.ndarray:
@@ -133,16 +126,20 @@ def interval_probabilities(num_offsets: int) -> np.ndarray:
     return (2 * (num_offsets - distance) - 1) / num_offsets**2
 
 
-def cvrl_interval(
-    num_frames: int, long: ClipSpec, short: ClipSpec, rng: np.random.Generator
-) -> tuple[FrameIndices, FrameIndices]:
-    """CVRL's sampler: two clips of the short shape, near distances likelier, in random order; ``long`` is not used.
+def cvrl_interval(num_frames: int, specs: Sequence[ClipSpec], rng: np.random.Generator) -> tuple[FrameIndices, ...]:
+    """CVRL's sampler: two clips of one shape, near distances likelier, in random order.
 
     The distance follows :func:`interval_probabilities`; the earlier clip is uniform over what then fits. In a video too
     short for one clip both starts are independent and uniform.
+
+    Raises:
+        ValueError: If the clips are not two, or of two shapes.
     """
-    starts = num_starts(num_frames, short)
-    if num_frames < short.span:
+    if len(specs) != 2 or specs[0] != specs[1]:
+        raise ValueError(f"the sampler cvrl_interval draws two clips of one shape, got {', '.join(map(str, specs))}")
+    spec = specs[0]
+    starts = num_starts(num_frames, spec)
+    if num_frames < spec.span:
         first, second = (int(value) for value in rng.integers(starts, size=2))
     else:
         # The inverse of F(k) = 1 - (1 - k/M)², rounded down: the reference finds the same integer by bisection.
@@ -151,16 +148,23 @@ def cvrl_interval(
         second = first + distance
     if rng.random() < 0.5:
         first, second = second, first
-    return short.indices(first), short.indices(second)
+    return spec.indices(first), spec.indices(second)
 
 
-SAMPLERS: dict[str, PairSampler] = {
-    "long_short_contained": long_short_contained,
-    "long_short_random": long_short_random,
-    "short_short_contained": short_short_contained,
-    "short_short_random": short_short_random,
+SAMPLERS: dict[str, ClipSampler] = {
+    "long_short_contained": contained,
+    "long_short_random": independent,
+    "short_short_contained": same,
+    "short_short_random": independent,
     "cvrl_interval": cvrl_interval,
+    "random": independent,
+    "same": same,
 }
+
+
+def pair_specs(sampler: str, long: ClipSpec, short: ClipSpec) -> tuple[ClipSpec, ClipSpec]:
+    """Shapes of the two clips of Fig. 5(a)'s samplers: long and short where the name begins so, else short twice."""
+    return (long, short) if sampler.startswith("long_short") else (short, short)
 
 
 def linspace_clips(num_frames: int, spec: ClipSpec, num_clips: int) -> list[FrameIndices]:

@@ -14,7 +14,7 @@ from timegrain.distributed import gather_with_gradient
 from timegrain.losses import Level, levels_for_alpha
 from timegrain.models.hub import EncoderConfig, VideoEncoder
 from timegrain.objectives.teg import TeG
-from timegrain.sampling import ClipSpec, long_short_contained
+from timegrain.sampling import ClipSpec, contained
 from two_processes import WORLD, run_in_two_processes
 
 VIDEOS = 6
@@ -42,7 +42,7 @@ def teg(levels: tuple[Level, ...], dtype: torch.dtype) -> TeG:
 def batch(dtype: torch.dtype, rows: slice = slice(None)) -> dict[str, Tensor]:
     """Six videos, or some of them."""
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
-    pairs = [long_short_contained(90, ClipSpec(16, 4), ClipSpec(8, 2), rng) for _ in range(VIDEOS)]
+    pairs = [contained(90, (ClipSpec(16, 4), ClipSpec(8, 2)), rng) for _ in range(VIDEOS)]
     whole = {
         "long_clip": torch.rand(VIDEOS, 3, 16, 16, 16, generator=generator).to(dtype),
         "short_clip": torch.rand(VIDEOS, 3, 8, 16, 16, generator=generator).to(dtype),

@@ -20,7 +20,7 @@ from timegrain.data.decoding import VideoError, open_video, probe
 from timegrain.data.isolated import Failure, run_isolated
 from timegrain.data.manifest import Manifest
 from timegrain.data.scan import scan
-from timegrain.sampling import long_short_contained
+from timegrain.sampling import contained
 
 pytestmark = pytest.mark.multiprocess
 
@@ -315,7 +315,7 @@ def test_check_decodes_the_frames_that_training_draws(folder):
     manifest = scan(folder, out=folder / "m.parquet").select()
     item = check_module._frames_to_check(manifest[2], 2, 3, "long_short_contained", seed=7)
     rng = np.random.default_rng([7, 1, 2])
-    long, short = long_short_contained(manifest[2].num_frames, check_module.LONG, check_module.SHORT, rng)
+    long, short = contained(manifest[2].num_frames, (check_module.LONG, check_module.SHORT), rng)
     expected = np.unique(np.concatenate([long, short]) % manifest[2].num_frames)
     assert len(item.passes) == 3
     np.testing.assert_array_equal(item.passes[1], expected)

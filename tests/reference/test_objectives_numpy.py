@@ -142,7 +142,7 @@ def test_moco_over_several_steps(count: int) -> None:
         torch.testing.assert_close(value, weights[name], rtol=0, atol=1e-12)
         assert value.grad is None
     moved = objective.encoder.backbone.stem_conv.weight - objective.momentum_encoder.backbone.stem_conv.weight
-    assert float(moved.abs().max()) > 1e-6
+    assert moved.abs().max().item() > 1e-6
 
 
 @pytest.mark.parametrize("count", [2, 4])

@@ -13,12 +13,13 @@ from scipy import stats
 from timegrain.sampling import (
     SAMPLERS,
     ClipSpec,
+    contained,
     cvrl_interval,
     frames_to_read,
     interval_probabilities,
     linspace_clips,
-    long_short_contained,
     num_starts,
+    pair_specs,
     sample_clip,
 )
 
@@ -29,8 +30,9 @@ specs = st.builds(ClipSpec, st.integers(1, 40), st.integers(1, 12))
 def test_clips_have_their_shape_and_stay_in_the_video(length, long, short, seed, name):
     if short.span > long.span:
         long, short = short, long
-    first, second = SAMPLERS[name](length, long, short, np.random.default_rng(seed))
     shapes = (long, short) if name.startswith("long") else (short, short)
+    assert pair_specs(name, long, short) == shapes
+    first, second = SAMPLERS[name](length, shapes, np.random.default_rng(seed))
     for indices, spec in zip((first, second), shapes, strict=True):
         assert indices.dtype == np.int64
         assert len(indices) == spec.num_frames
@@ -47,29 +49,48 @@ def test_clips_have_their_shape_and_stay_in_the_video(length, long, short, seed,
 def test_short_clip_lies_inside_the_long_one(length, long, short, seed):
     if short.span > long.span:
         with pytest.raises(ValueError, match="does not fit inside"):
-            long_short_contained(length, long, short, np.random.default_rng(seed))
+            contained(length, (long, short), np.random.default_rng(seed))
         return
-    first, second = long_short_contained(length, long, short, np.random.default_rng(seed))
+    first, second = contained(length, (long, short), np.random.default_rng(seed))
     assert first[0] <= second[0]
     assert second[-1] <= first[-1]
 
 
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
 def test_same_generator_same_clips(name):
-    draw = [SAMPLERS[name](200, ClipSpec(32, 4), ClipSpec(16, 2), np.random.default_rng(7)) for _ in range(2)]
+    shapes = pair_specs(name, ClipSpec(32, 4), ClipSpec(16, 2))
+    draw = [SAMPLERS[name](200, shapes, np.random.default_rng(7)) for _ in range(2)]
     assert all((a == b).all() for a, b in zip(*draw, strict=True))
 
 
 def test_long_start_and_short_offset_are_uniform():
     rng = np.random.default_rng(0)
     long, short = ClipSpec(8, 4), ClipSpec(4, 2)
-    pairs = [long_short_contained(60, long, short, rng) for _ in range(20000)]
+    pairs = [contained(60, (long, short), rng) for _ in range(20000)]
     starts = np.bincount([first[0] for first, _ in pairs])
     offsets = np.bincount([second[0] - first[0] for first, second in pairs])
     assert len(starts) == 60 - long.span + 1
     assert len(offsets) == long.span - short.span + 1
     assert stats.chisquare(starts).pvalue > 1e-4
     assert stats.chisquare(offsets).pvalue > 1e-4
+
+
+@given(st.integers(1, 500), specs, st.integers(1, 5), st.integers(0, 2**32))
+def test_any_number_of_clips(length, spec, count, seed):
+    clips = SAMPLERS["random"](length, [spec] * count, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    assert [clip.tolist() for clip in clips] == [sample_clip(length, spec, rng).tolist() for _ in range(count)]
+    views = SAMPLERS["same"](length, [spec] * count, np.random.default_rng(seed))
+    assert [view.tolist() for view in views] == [clips[0].tolist()] * count
+
+
+def test_samplers_refuse_shapes_that_are_not_theirs():
+    rng, shapes = np.random.default_rng(0), (ClipSpec(4, 2), ClipSpec(4, 1))
+    with pytest.raises(ValueError, match="cannot have several shapes"):
+        SAMPLERS["same"](100, shapes, rng)
+    for wrong in (shapes, shapes[:1] * 3):
+        with pytest.raises(ValueError, match="two clips of one shape"):
+            cvrl_interval(100, wrong, rng)
 
 
 @given(st.integers(1, 500))
@@ -84,7 +105,7 @@ def test_interval_sampler_has_the_reference_distribution(shared: Path, length: i
     golden = np.load(shared / "golden/reference-code/temporal_sampling.npz")
     spec = ClipSpec(16, 2)
     rng = np.random.default_rng(length)
-    pairs = np.array([[clip[0] for clip in cvrl_interval(length, spec, spec, rng)] for _ in range(20000)])
+    pairs = np.array([[clip[0] for clip in cvrl_interval(length, (spec, spec), rng)] for _ in range(20000)])
     ours = {
         "hist_delta": np.abs(pairs[:, 0] - pairs[:, 1]),
         "hist_min_offset": pairs.min(1),

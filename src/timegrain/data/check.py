@@ -18,7 +18,7 @@ from timegrain.data.isolated import Failure, run_isolated
 from timegrain.data.manifest import Manifest, VideoRow
 from timegrain.data.probing import TIME_LIMIT_SECONDS
 from timegrain.progress import track
-from timegrain.sampling import SAMPLERS, ClipSpec, frames_to_read
+from timegrain.sampling import SAMPLERS, ClipSpec, frames_to_read, pair_specs
 
 LONG, SHORT = ClipSpec(32, 4), ClipSpec(16, 2)  # the paper's clips
 _SHOWN = 5
@@ -127,7 +127,7 @@ def _frames_to_check(row: VideoRow, index: int, num_clips: int, sampler: str, se
     passes = []
     for epoch in range(num_clips):
         rng = np.random.default_rng([seed, epoch, index])  # the key of timegrain.data.clips
-        clips = SAMPLERS[sampler](row.num_frames, LONG, SHORT, rng)
+        clips = SAMPLERS[sampler](row.num_frames, pair_specs(sampler, LONG, SHORT), rng)
         passes.append(np.unique(frames_to_read(np.concatenate(clips), row.num_frames)))
     return FramesToCheck(row.path, row.num_frames, tuple(passes))
 
