@@ -25,34 +25,34 @@ import peers
 from augmentation import ALL_ON, torchvision_v2
 from measure import Row, measure, not_measured, row
 from same_ffmpeg import restart_with_it
-from timegrain.data.clips import PairPlan, collate, cut_pair, draw_pair
+from timegrain.data.clips import ClipsPlan, collate, cut_clips, draw_clips
 from timegrain.data.decoding import open_video
 from timegrain.data.pyav_reader import PyAVReader
 from timegrain.data.reencoding import Encoding
 from timegrain.data.transforms import Augmentation, AugmentConfig, apply_augmentation, resize_pictures
-from timegrain.sampling import ClipSpec, long_short_contained
+from timegrain.sampling import ClipSpec, contained
 
 LONG, SHORT, SIZE = ClipSpec(32, 4), ClipSpec(16, 2), 224
 BASE = "torchcodec exact, decoded once, cropped"
 
 
-def plans(path: Path, config: AugmentConfig, rounds: int) -> list[PairPlan]:
+def plans(path: Path, config: AugmentConfig, rounds: int) -> list[ClipsPlan]:
     """One sample per round."""
     with open_video(path) as reader:
         info = reader.info
     rng = np.random.default_rng(0)
     return [
-        draw_pair(rng, long_short_contained, info.num_frames, info.height, info.width, LONG, SHORT, config)
+        draw_clips(rng, contained, info.num_frames, info.height, info.width, (LONG, SHORT), config)
         for _ in range(rounds + 1)
     ]
 
 
-def ours(path: Path, plan: PairPlan, decoder: str = "pyav") -> list[torch.Tensor]:
+def ours(path: Path, plan: ClipsPlan, decoder: str = "pyav") -> list[torch.Tensor]:
     with open_video(path, decoder=decoder) as reader:
-        return cut_pair(reader, plan, reader.num_frames, SIZE)
+        return cut_clips(reader, plan, reader.num_frames, SIZE)
 
 
-def peer_once(read: peers.Reader, path: Path, plan: PairPlan) -> list[np.ndarray]:
+def peer_once(read: peers.Reader, path: Path, plan: ClipsPlan) -> list[np.ndarray]:
     """A reader asked once, for the frames of both clips."""
     union, inverse = np.unique(np.concatenate(plan.indices), return_inverse=True)
     frames = read(path, union.tolist())
@@ -60,7 +60,7 @@ def peer_once(read: peers.Reader, path: Path, plan: PairPlan) -> list[np.ndarray
     return [_cut(frames, places, plan, clip) for clip, places in enumerate(np.split(inverse, ends))]
 
 
-def peer_twice(read: peers.Reader, path: Path, plan: PairPlan) -> list[np.ndarray]:
+def peer_twice(read: peers.Reader, path: Path, plan: ClipsPlan) -> list[np.ndarray]:
     """A reader asked for each clip apart, as a data set of single clips would."""
     return [
         _cut(read(path, indices.tolist()), np.arange(len(indices)), plan, clip)
@@ -68,7 +68,7 @@ def peer_twice(read: peers.Reader, path: Path, plan: PairPlan) -> list[np.ndarra
     ]
 
 
-def _cut(frames: np.ndarray, places: np.ndarray, plan: PairPlan, clip: int) -> np.ndarray:
+def _cut(frames: np.ndarray, places: np.ndarray, plan: ClipsPlan, clip: int) -> np.ndarray:
     top, left, height, width = plan.crops[clip]
     out = np.empty((len(places), SIZE, SIZE, 3), np.uint8)
     for place, target in zip(places, out, strict=True):  # picked one by one: without a copy
@@ -77,7 +77,7 @@ def _cut(frames: np.ndarray, places: np.ndarray, plan: PairPlan, clip: int) -> n
     return out
 
 
-def torchvision_pipeline(path: Path, plan: PairPlan) -> list[torch.Tensor]:
+def torchvision_pipeline(path: Path, plan: ClipsPlan) -> list[torch.Tensor]:
     """Read with torchcodec clip by clip, torchvision v2 for the rest, float32 out; the layout in which that is quickest."""
     from torchcodec.decoders import VideoDecoder
 
@@ -90,7 +90,7 @@ def torchvision_pipeline(path: Path, plan: PairPlan) -> list[torch.Tensor]:
     ]
 
 
-def our_pipeline(path: Path, plan: PairPlan) -> list[torch.Tensor]:
+def our_pipeline(path: Path, plan: ClipsPlan) -> list[torch.Tensor]:
     """Ours with all augmentations on the CPU, float32 out."""
     return [
         apply_augmentation(clip[None], Augmentation.collate([augmentation]))
@@ -98,7 +98,7 @@ def our_pipeline(path: Path, plan: PairPlan) -> list[torch.Tensor]:
     ]
 
 
-def decode_dropping(path: Path, plan: PairPlan) -> None:
+def decode_dropping(path: Path, plan: ClipsPlan) -> None:
     """The floor of ours: the packets that ours sends to the decoder, and nothing done with the frames."""
     with PyAVReader(str(path)) as reader:
         for _ in reader._decode(np.unique(np.concatenate(plan.indices))):
@@ -201,8 +201,8 @@ def stages(path: Path, rounds: int) -> list[Row]:
             del decoded
             clock("convert to RGB")
         ends = np.cumsum([len(indices) for indices in plan.indices])[:-1]
-        moved = [c._replace(top=c.top - top, left=c.left - left) for c in plan.crops]
-        inside = PairPlan(plan.indices, (moved[0], moved[1]), plan.flips, plan.augmentations)
+        moved = tuple(c._replace(top=c.top - top, left=c.left - left) for c in plan.crops)
+        inside = ClipsPlan(plan.indices, moved, plan.flips, plan.augmentations)
         clips = [_cut(frames, places, inside, clip) for clip, places in enumerate(np.split(inverse, ends))]
         clips = [torch.from_numpy(clip).permute(0, 3, 1, 2) for clip in clips]
         clock("cut, resize, mirror")

@@ -20,10 +20,10 @@ import torch
 
 import media
 from measure import Row, not_measured
-from timegrain.data.clips import collate, cut_pair, draw_pair
+from timegrain.data.clips import collate, cut_clips, draw_clips
 from timegrain.data.decoding import open_video
 from timegrain.data.transforms import AugmentConfig
-from timegrain.sampling import ClipSpec, long_short_contained
+from timegrain.sampling import ClipSpec, contained
 
 NUM_CLIPS, WARM_UP, GOAL_MB = 2000, 200, 50
 WORK = f"growth of a worker's memory over {NUM_CLIPS:,} clips"
@@ -46,18 +46,17 @@ def grow(paths: list[str]) -> float:
             start = resident_mb()
         with open_video(paths[pair % len(paths)]) as reader:
             info = reader.info
-            plan = draw_pair(
+            plan = draw_clips(
                 rng,
-                long_short_contained,
+                contained,
                 info.num_frames,
                 info.height,
                 info.width,
-                ClipSpec(8, 4),
-                ClipSpec(4, 2),
+                (ClipSpec(8, 4), ClipSpec(4, 2)),
                 AugmentConfig(),
             )
-            clips = cut_pair(reader, plan, info.num_frames, 112)
-        collate([{"long_clip": clips[0], "short_clip": clips[1], "failures": []}])
+            clips = cut_clips(reader, plan, info.num_frames, 112)
+        collate([{"clips": tuple(clips), "failures": []}])
     return resident_mb() - start
 
 

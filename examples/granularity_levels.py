@@ -26,7 +26,7 @@ def one_step(levels: list[Level], num_videos: int = 4, size: int = 32) -> dict[s
     short_indices = (40 + torch.arange(16) * 2).repeat(num_videos, 1)
     long_clip = torch.rand(num_videos, 3, 32, size, size)
     short_clip = torch.rand(num_videos, 3, 16, size, size)
-    losses = objective(long_clip, short_clip, long_indices, short_indices)
+    losses = objective([long_clip, short_clip], [long_indices, short_indices])
     losses["loss"].backward()
     return {name: float(value.detach()) for name, value in losses.items()}
 

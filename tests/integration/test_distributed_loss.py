@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from timegrain.distributed import gather_with_gradient
 from timegrain.losses import Level, levels_for_alpha
 from timegrain.models.hub import EncoderConfig, VideoEncoder
+from timegrain.objectives.moco import MoCo
 from timegrain.objectives.teg import TeG
 from timegrain.sampling import ClipSpec, contained
 from two_processes import WORLD, run_in_two_processes
@@ -71,8 +72,29 @@ def worker(rank: int) -> dict[str, Any]:
         name: losses_and_gradients(DistributedDataParallel(teg(levels, dtype)), batch(dtype, rows))
         for name, (levels, dtype) in CASES.items()
     }
+    results["moco"] = queue_after_a_step(moco(), rows)
     results["gather"] = gather_beside_another_use(rank)
     return results
+
+
+def moco() -> MoCo:
+    torch.manual_seed(0)
+    options = {"width": 4, "stem_width": 4}
+    encoder = VideoEncoder(EncoderConfig("r3d_tiny", options, ("persistent",), head_hidden=8, head_num_hidden=1))
+    module = MoCo(encoder.double(), queue_size=17).double()
+    for part in (module.encoder, module.momentum_encoder):
+        part.eval()  # norms: batch statistics are another matter
+    return module
+
+
+def queue_after_a_step(module: MoCo, rows: slice) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    clips = [torch.rand(VIDEOS, 3, 4, 16, 16, generator=generator, dtype=torch.float64)[rows] for _ in range(2)]
+    positions = [torch.zeros(len(clip), 4, dtype=torch.long) for clip in clips]
+    loss = DistributedDataParallel(module)(clips, positions)["loss"] if rows.stop else module(clips, positions)["loss"]
+    loss.backward()
+    weights = module.encoder.named_parameters()
+    return {"loss": loss.detach(), "queue": module.queue, "gradients": {name: weight.grad for name, weight in weights}}
 
 
 def gather_beside_another_use(rank: int) -> dict[str, Tensor]:
@@ -114,6 +136,17 @@ def test_two_processes_give_the_gradient_of_one(processes: list[dict[str, Any]],
         if name.endswith(("num_negatives", "chance_loss")):  # of the whole batch, in each process
             torch.testing.assert_close(values, value.expand(WORLD), rtol=1e-6, atol=0)
     assert int(joined["losses"][next(n for n in joined["losses"] if n.endswith("num_negatives"))]) >= VIDEOS - 1
+
+
+@pytest.mark.multiprocess
+def test_the_queue_is_that_of_one_process(processes: list[dict[str, Any]]) -> None:
+    """Keys of both processes in order of rank, clip by clip, everywhere the same; the gradient is the joined batch's."""
+    joined = queue_after_a_step(moco(), slice(None))
+    assert not torch.equal(joined["queue"], moco().queue)
+    for process in processes:
+        torch.testing.assert_close(process["moco"]["queue"], joined["queue"], rtol=0, atol=1e-12)
+        for name, gradient in joined["gradients"].items():
+            torch.testing.assert_close(process["moco"]["gradients"][name], gradient, rtol=0, atol=1e-12)
 
 
 @pytest.mark.multiprocess

@@ -137,9 +137,9 @@ def test_no_epoch_repeats_the_clips_of_another(manifest: Path, tmp_path: Path, m
     seen = []
     forward = TeG.forward
 
-    def note(self, long_clip, short_clip, long_indices, short_indices):
-        seen.append((float(long_clip.sum()), long_indices.tolist()))
-        return forward(self, long_clip, short_clip, long_indices, short_indices)
+    def note(self, clips, indices):
+        seen.append((float(clips[0].sum()), indices[0].tolist()))
+        return forward(self, clips, indices)
 
     monkeypatch.setattr(TeG, "forward", note)
     assert pretrain(tmp_path / "run", f"--data.manifest={manifest}", "--run.epochs=3", "--data.batch_size=8") == 0
@@ -326,17 +326,112 @@ def test_a_video_that_breaks_during_training_is_listed_and_stops_the_run(video_f
     assert "v3.mp4" in (lenient / "failed_videos.csv").read_text()
 
 
+EQUAL_CLIPS = [
+    "--model.backbone=r3d_tiny", "--model.head_hidden=16", "--model.head_layers=1", "--model.head_out=8",
+    "--data.crop_size=16", "--data.batch_size=4", "--data.workers=0", "--run.accelerator=cpu",
+    "--run.tensorboard=false", "--run.log_every_steps=1",
+]  # fmt: skip
+OTHERS = {
+    "cvrl": ["--data.num_frames=4"],
+    "simclr": [],
+    "moco": ["--data.num_frames=4", "--data.stride=2", "--objective.num_clips=3", "--objective.queue_size=20"],
+    "byol": ["--data.num_frames=4", "--data.stride=2", "--objective.num_clips=3", "--objective.momentum=0.9"],
+}
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_objectives_train_and_resume_bit_for_bit(name: str, manifest: Path, tmp_path: Path, capsys):
+    """Momentum encoder, queue and its place come back from the checkpoint; weights are the online encoder's."""
+    options = [*EQUAL_CLIPS, f"--objective.name={name}", *OTHERS[name], f"--data.manifest={manifest}"]
+    options += ["--run.steps=4", "--run.keep_every_epochs=1", "--run.monitor_every_epochs=0"]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    assert main(["pretrain", *options, f"--run.out={whole}"]) == 0
+    (resumed / "checkpoints").mkdir(parents=True)
+    shutil.copy(whole / "config.yaml", resumed)
+    shutil.copy(whole / "checkpoints" / "step=00000002.ckpt", resumed / "checkpoints" / "last.ckpt")
+    assert main(["pretrain", *options, f"--run.out={resumed}"]) == 0
+    assert_same_weights(whole, resumed)
+    one, other = checkpoint(whole)["state_dict"], checkpoint(resumed)["state_dict"]
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    saved = load_file(whole / "weights.safetensors")
+    assert {key.split(".")[0] for key in saved} == {"backbone", "heads"}
+    for key, value in saved.items():
+        torch.testing.assert_close(value, one[f"objective.encoder.{key}"], rtol=0, atol=0)
+    wanted = {"loss", "accuracy", "spread"} | ({"chance_loss"} if name != "byol" else set())
+    assert wanted <= rows(whole)[0].keys()
+    if name in ("moco", "byol"):
+        stem = "backbone.stem_conv.weight"
+        assert not torch.equal(one[f"objective.momentum_encoder.{stem}"], one[f"objective.encoder.{stem}"])
+    if name == "moco":
+        assert int(one["objective.queue_position"]) == 4 * 4 * 3 % 20
+
+
+@pytest.mark.multiprocess
+def test_the_queue_of_two_processes_resumes_bit_for_bit(manifest: Path, tmp_path: Path):
+    options = [*EQUAL_CLIPS, "--objective.name=moco", *OTHERS["moco"], f"--data.manifest={manifest}"]
+    options += ["--data.batch_size=2", "--run.devices=2", "--run.epochs=2", "--run.keep_every_epochs=1"]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+
+    def two(out: Path) -> None:
+        command = [sys.executable, "-m", "timegrain.cli", "pretrain", *options, f"--run.out={out}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    two(whole)
+    (resumed / "checkpoints").mkdir(parents=True)
+    shutil.copy(whole / "config.yaml", resumed)
+    shutil.copy(whole / "checkpoints" / "step=00000002.ckpt", resumed / "checkpoints" / "last.ckpt")
+    two(resumed)
+    one, other = checkpoint(whole)["state_dict"], checkpoint(resumed)["state_dict"]
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert int(one["objective.queue_position"]) == 4 * 4 * 3 % 20  # keys of both processes
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--objective.name=cvrl", "--objective.alpha=0.5"], ["--objective.alpha does not belong", "cvrl takes"]),
+        (["--objective.name=moco", "--data.long_frames=8"], ["--data.long_frames does not belong", "--data.num_frames"]),
+        (["--objective.queue_size=8"], ["--objective.queue_size does not belong", "for moco"]),
+        (["--objective.name=byol", "--objective.temperature=0.2"], ["--objective.temperature does not belong"]),
+        (["--objective.name=byol", "--objective.num_clips=1"], ["num_clips 1", "at least 2"]),
+        (["--objective.name=moco", "--data.sampler=long_short_random"], ["does not suit", "random, same"]),
+        (["--objective.name=byol", "--objective.num_clips=3", "--data.sampler=cvrl_interval"], ["with 3 clips"]),
+        (["--data.sampler=same"], ["does not suit --objective.name teg", "long_short_contained"]),
+        (["--objective.name=moco", "--objective.queue_size=3", "--data.num_frames=2"], ["queue of 3 keys"]),
+        (["--objective.name=moco", "--objective.momentum=2"], ["momentum must be between 0"]),
+        (["--objective.name=mocco"], ["mocco"]),
+    ],
+)  # fmt: skip
+def test_options_of_other_objectives_are_refused(manifest: Path, tmp_path: Path, capsys, options, words):
+    try:
+        code = main(["pretrain", *EQUAL_CLIPS, f"--data.manifest={manifest}", f"--run.out={tmp_path / 'r'}", *options])
+    except SystemExit as exit:
+        code = exit.code
+    assert code == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    for word in words:
+        assert word in error
+
+
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
 
 
-@pytest.mark.parametrize("config", [path for path in CONFIGS if "data" in yaml.safe_load(path.read_text())],
-                         ids=lambda path: path.stem)  # fmt: skip
+@pytest.mark.parametrize(
+    "config", [path for path in CONFIGS if path.parent.name == "pretrain"], ids=lambda path: path.stem
+)
 def test_every_shipped_config_trains_two_steps(config: Path, manifest: Path, tmp_path: Path):
+    """As it is, but for the machine and the size of pictures and network."""
+    narrow = {**(yaml.safe_load(config.read_text())["model"].get("options") or {}), "width": 8, "stem_width": 8}
     assert main([
         "pretrain", f"--config={config}", f"--data.manifest={manifest}", f"--run.out={tmp_path / 'run'}",
         "--run.steps=2", "--data.batch_size=2", "--data.workers=0", "--data.crop_size=32", "--run.devices=1",
         "--run.num_nodes=1", "--run.precision=32-true", "--run.accelerator=cpu", "--run.monitor_every_epochs=0",
-        "--model.head_hidden=32", "--run.log_every_steps=1", "--run.tensorboard=false",
+        "--model.head_hidden=32", f"--model.options={json.dumps(narrow)}", "--run.log_every_steps=1",
+        "--run.tensorboard=false",
     ]) == 0  # fmt: skip
     losses = [float(row["loss"]) for row in rows(tmp_path / "run")]
     assert len(losses) == 2

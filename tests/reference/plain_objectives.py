@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-
 from plain_teg import cross_entropy, normalize, similarity
 
 

@@ -34,7 +34,9 @@ class Batch:
     ) -> None:
         rng = np.random.default_rng(seed)
         # Some videos are shorter than the long clip: they loop, and positions keep counting.
-        pairs = [SAMPLERS[sampler](int(rng.integers(20, 200)), pair_specs(sampler, long, short), rng) for _ in range(videos)]
+        pairs = [
+            SAMPLERS[sampler](int(rng.integers(20, 200)), pair_specs(sampler, long, short), rng) for _ in range(videos)
+        ]
         self.long_indices = np.stack([pair[0] for pair in pairs])
         self.short_indices = np.stack([pair[1] for pair in pairs])
         shape = {"long": (videos, self.long_indices.shape[1] // 2, CHANNELS)}

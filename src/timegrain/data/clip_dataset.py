@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from timegrain.data.decoding import Crop, VideoError, VideoReader, open_video
 from timegrain.data.frame_cache import CachedVideo, FrameCache
+from timegrain.data.loading import epoch_order
 from timegrain.data.manifest import Manifest
 from timegrain.data.transforms import Augmentation, AugmentConfig, stack_clips
 from timegrain.sampling import frames_to_read
@@ -24,8 +25,9 @@ _ATTEMPTS = 5  # samples tried in place of one whose video cannot be decoded
 class ClipDataset(Dataset[dict[str, Any]]):
     """Samples that are a pure function of (seed, epoch, index).
 
-    A video that cannot be decoded is never replaced in silence: another sample, chosen by the same draws, takes its
-    place in the batch and carries the path and the reason under ``failures``.
+    A video that cannot be decoded is never replaced in silence: a sample of another batch of the epoch takes its place
+    and carries the path and the reason under ``failures``. No video is thus in a batch twice, where it would be its own
+    negative (unless there are hardly more samples than one batch has).
 
     Args:
         manifest: Usable videos.
@@ -45,6 +47,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
     ) -> None:
         self.manifest, self.crop_size, self.seed, self.cache = manifest, crop_size, seed, cache
         self.augment = augment or AugmentConfig()
+        self.global_batch = 1  # samples of a batch, over all processes; who makes the loader sets it
 
     @abstractmethod
     def __len__(self) -> int:
@@ -58,14 +61,29 @@ class ClipDataset(Dataset[dict[str, Any]]):
         epoch, index = key
         rng = np.random.default_rng([self.seed, epoch, index])
         failures: list[tuple[str, str]] = []
-        for _ in range(_ATTEMPTS):
+        for attempt in range(_ATTEMPTS):
             try:
                 return {**self.sample(index, rng), "failures": failures}
             except VideoError as error:
                 failures.append((str(error.path), error.reason))
-                index = int(rng.integers(len(self)))
+                index = self._substitute(key, attempt)
         path, reason = failures[-1]
         raise VideoError(path, f"{reason}; {_ATTEMPTS} videos in a row could not be decoded, this is the last of them")
+
+    def _substitute(self, key: tuple[int, int], attempt: int) -> int:
+        """What takes the place of a sample: the one at the same place of a batch further on, the last go on at the front.
+
+        A function of the epoch's order alone, so that two samples of a batch never get the same substitute.
+        """
+        epoch, index = key
+        order = epoch_order(self.seed, epoch, len(self))
+        place = int(np.flatnonzero(order == index)[0])
+        first = place - place % self.global_batch
+        others = np.concatenate([order[first + self.global_batch :], order[:first]])
+        if len(others) == 0:  # one batch is all there is
+            others = np.roll(order, -1 - place)
+        step = self.global_batch if len(others) >= _ATTEMPTS * self.global_batch else 1
+        return int(others[(place - first + attempt * step) % len(others)])
 
     @contextmanager
     def opened(self, video: int) -> Iterator[VideoReader | CachedVideo]:
@@ -119,14 +137,19 @@ class ClipDataset(Dataset[dict[str, Any]]):
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Stack samples to a batch: clips (B, T, C, H, W) uint8, other tensors (B, ...), numbers (B,), failures joined."""
+    """Stack samples to a batch: clips (B, T, C, H, W) uint8, other tensors (B, ...), numbers (B,), failures joined.
+
+    A tuple of such values, one per clip, becomes a tuple of what they are in a batch.
+    """
     batch: dict[str, Any] = {"failures": [failure for sample in samples for failure in sample["failures"]]}
-    for name in samples[0]:
-        values = [sample[name] for sample in samples]
-        if isinstance(values[0], Tensor):
-            batch[name] = stack_clips(values) if values[0].ndim == 4 else torch.stack(values)
-        elif isinstance(values[0], Augmentation):
-            batch[name] = Augmentation.collate(values)
-        elif name != "failures":
-            batch[name] = torch.tensor(values)
-    return batch
+    return batch | {name: _join([sample[name] for sample in samples]) for name in samples[0] if name != "failures"}
+
+
+def _join(values: Sequence[Any]) -> Any:
+    if isinstance(values[0], tuple):
+        return tuple(_join(of_clip) for of_clip in zip(*values, strict=True))
+    if isinstance(values[0], Tensor):
+        return stack_clips(values) if values[0].ndim == 4 else torch.stack(list(values))
+    if isinstance(values[0], Augmentation):
+        return Augmentation.collate(values)
+    return torch.tensor(values)

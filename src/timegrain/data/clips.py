@@ -1,4 +1,4 @@
-"""From (epoch, index) to a pair of clips: every draw keyed by (seed, epoch, index)."""
+"""From (epoch, index) to the clips of a video: every draw keyed by (seed, epoch, index)."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from timegrain.data.transforms import (
     stack_clips,
 )
 from timegrain.data.video import as_frames
-from timegrain.sampling import SAMPLERS, ClipSpec, FrameIndices, PairSampler, frames_to_read
+from timegrain.sampling import SAMPLERS, ClipSampler, ClipSpec, FrameIndices, frames_to_read
 
-__all__ = ["PairPlan", "VideoClips", "collate", "cut_pair", "draw_pair", "view_batches"]
+__all__ = ["ClipsPlan", "VideoClips", "collate", "cut_clips", "draw_clips", "view_batches"]
 
 
 @dataclass(frozen=True)
-class PairPlan:
-    """All that is drawn for a pair of clips; the long clip's comes first.
+class ClipsPlan:
+    """All that is drawn for the clips of a video, clip by clip.
 
     Attributes:
         indices: Positions of the frames in the video, looped.
@@ -41,24 +41,25 @@ class PairPlan:
         augmentations: What happens to its colours.
     """
 
-    indices: tuple[FrameIndices, FrameIndices]
-    crops: tuple[Crop, Crop]
-    flips: tuple[bool, bool]
-    augmentations: tuple[Augmentation, Augmentation]
+    indices: tuple[FrameIndices, ...]
+    crops: tuple[Crop, ...]
+    flips: tuple[bool, ...]
+    augmentations: tuple[Augmentation, ...]
 
 
 class VideoClips(ClipDataset):
-    """Pairs of a long and a short clip; an item is a pure function of (seed, epoch, index).
+    """Several clips of each video; an item is a pure function of (seed, epoch, index).
 
-    Both clips come from one decode pass over the union of their frames.
+    All clips come from one decode pass over the union of their frames. An item holds ``clips``, uint8 (T, C, H, W) each,
+    ``indices``, the positions (T,) of their frames, and ``augmentations`` of their colours: tuples in the order of
+    ``specs``; and ``index``, its row of the manifest.
 
     Args:
         manifest: Usable videos.
-        long: Shape of the long clip.
-        short: Shape of the short clip.
+        specs: Shape of each clip; TeG's are the long and the short one.
         sampler: Name in :data:`timegrain.sampling.SAMPLERS`.
         crop_size: Height and width of the clips.
-        augment: How clips are augmented.
+        augment: How clips are augmented; by chance one half of them gets view 1 and the other half view 2.
         seed: Of the run.
         cache: Decoded frames of the same manifest, instead of decoding.
     """
@@ -66,8 +67,7 @@ class VideoClips(ClipDataset):
     def __init__(
         self,
         manifest: Manifest,
-        long: ClipSpec,
-        short: ClipSpec,
+        specs: Sequence[ClipSpec],
         sampler: str = "long_short_contained",
         crop_size: int = 224,
         augment: AugmentConfig | None = None,
@@ -77,58 +77,53 @@ class VideoClips(ClipDataset):
         if sampler not in SAMPLERS:
             raise ValueError(f"unknown sampler {sampler!r}; there are {', '.join(SAMPLERS)}")
         super().__init__(manifest, crop_size, augment, seed, cache)
-        self.long, self.short, self.sampler = long, short, sampler
+        self.specs, self.sampler = tuple(specs), sampler
 
     def __len__(self) -> int:
         return len(self.manifest)
 
     def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """A long and a short clip, their frames' positions and what shall happen to their colours."""
+        """The clips, their frames' positions and what shall happen to their colours."""
         row = self.manifest[index]
         sampler = SAMPLERS[self.sampler]
-        plan = draw_pair(rng, sampler, row.num_frames, row.height, row.width, self.long, self.short, self.augment)
+        plan = draw_clips(rng, sampler, row.num_frames, row.height, row.width, self.specs, self.augment)
         with self.opened(index) as source:
-            clips = cut_pair(source, plan, row.num_frames, self.crop_size, self.augment.rounding)
+            clips = cut_clips(source, plan, row.num_frames, self.crop_size, self.augment.rounding)
         return {
-            "long_clip": clips[0],
-            "short_clip": clips[1],
-            "long_indices": torch.from_numpy(plan.indices[0]),
-            "short_indices": torch.from_numpy(plan.indices[1]),
-            "long_augmentation": plan.augmentations[0],
-            "short_augmentation": plan.augmentations[1],
+            "clips": tuple(clips),
+            "indices": tuple(torch.from_numpy(positions) for positions in plan.indices),
+            "augmentations": plan.augmentations,
             "index": index,
         }
 
     def view(self, index: int, start: int) -> Tensor:
-        """The long clip's frames from ``start``, whole picture, centre crop: uint8 (T, C, H, W), for evaluation."""
+        """The first clip's frames from ``start``, whole picture, centre crop: uint8 (T, C, H, W), for evaluation."""
         with self.opened(index) as source:
-            frames = source.frames(frames_to_read(self.long.indices(start), self.manifest[index].num_frames))
+            frames = source.frames(frames_to_read(self.specs[0].indices(start), self.manifest[index].num_frames))
         return center_view(frames, self.crop_size)
 
 
-def draw_pair(
+def draw_clips(
     rng: np.random.Generator,
-    sampler: PairSampler,
+    sampler: ClipSampler,
     num_frames: int,
     height: int,
     width: int,
-    long: ClipSpec,
-    short: ClipSpec,
+    specs: Sequence[ClipSpec],
     augment: AugmentConfig,
-) -> PairPlan:
-    """Draw a pair of clips of a video of ``num_frames`` frames of ``height`` x ``width`` pixels."""
-    indices = sampler(num_frames, long, short, rng)
-    crops = (sample_crop(rng, height, width, augment), sample_crop(rng, height, width, augment))
-    views = rng.permutation(2)
-    flips = rng.random(2) < augment.flip_probability
-    first, second = (draw_augmentation(rng, augment, int(view)) for view in views)
-    return PairPlan(indices, crops, (bool(flips[0]), bool(flips[1])), (first, second))
+) -> ClipsPlan:
+    """Draw clips of a video of ``num_frames`` frames of ``height`` x ``width`` pixels, one for each shape."""
+    indices = sampler(num_frames, specs, rng)
+    crops = tuple(sample_crop(rng, height, width, augment) for _ in specs)
+    views = rng.permutation(len(specs)) % 2
+    flips = tuple((rng.random(len(specs)) < augment.flip_probability).tolist())
+    return ClipsPlan(indices, crops, flips, tuple(draw_augmentation(rng, augment, int(view)) for view in views))
 
 
-def cut_pair(
-    source: VideoReader | CachedVideo, plan: PairPlan, num_frames: int, size: int, rounding: Rounding = "nearest"
+def cut_clips(
+    source: VideoReader | CachedVideo, plan: ClipsPlan, num_frames: int, size: int, rounding: Rounding = "nearest"
 ) -> list[Tensor]:
-    """Read both clips of a plan in one decoding pass; each picture is cut and resized as soon as it is decoded.
+    """Read all clips of a plan in one decoding pass; each picture is cut and resized as soon as it is decoded.
 
     Args:
         source: The video.
@@ -138,7 +133,7 @@ def cut_pair(
         rounding: As in :func:`timegrain.data.transforms.resize_crop`.
 
     Returns:
-        The long and the short clip, uint8 (T, C, size, size), channels-last memory.
+        The clips, uint8 (T, C, size, size), channels-last memory.
     """
     top, left = min(crop.top for crop in plan.crops), min(crop.left for crop in plan.crops)
     bottom = max(crop.top + crop.height for crop in plan.crops)
@@ -167,7 +162,7 @@ def view_batches(clips: VideoClips, videos: Sequence[int], batch_size: int) -> I
     """
     pending: list[Tensor] = []
     for video in videos:
-        last = max(0, clips.manifest[video].num_frames - clips.long.span)
+        last = max(0, clips.manifest[video].num_frames - clips.specs[0].span)
         pending += [clips.view(video, last // 4), clips.view(video, last - last // 4)]
         if len(pending) >= batch_size:
             yield stack_clips(pending)

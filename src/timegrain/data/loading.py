@@ -9,9 +9,15 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 Key = tuple[int, int]  # (epoch, index): with the seed, all that a sample depends on
+
+
+def epoch_order(seed: int, epoch: int, num_samples: int) -> NDArray[np.int64]:
+    """The samples in the order of an epoch."""
+    return np.random.default_rng([seed, epoch]).permutation(num_samples)
 
 
 class EpochBatchSampler(Sampler[list[Key]]):
@@ -52,7 +58,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
         return self.num_samples // (self.batch_size * self.world_size)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_samples)
+        order = epoch_order(self.seed, self.epoch, self.num_samples)
         batches = order[: len(self) * self.world_size * self.batch_size]
         own = batches.reshape(len(self), self.world_size, self.batch_size)[:, self.rank]
         for batch in own[self.start :]:

@@ -155,7 +155,7 @@ def _supervised(job: Job) -> VideoEncoder:
     """The ceiling: the same backbone, data, augmentation and steps, with labels."""
     manifest = Manifest.open(job.world / "manifest.parquet").select(split="train")
     cache = FrameCache.build(manifest, job.world / "frames")
-    clips = VideoClips(manifest, LONG, SHORT, crop_size=CROP, augment=AUGMENT, seed=job.seed, cache=cache)
+    clips = VideoClips(manifest, (LONG, SHORT), crop_size=CROP, augment=AUGMENT, seed=job.seed, cache=cache)
     rows = list(manifest)
     if job.kind == "supervised_video":
         classes = list(manifest.class_names)

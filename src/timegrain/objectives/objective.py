@@ -36,7 +36,7 @@ class Objective(nn.Module, ABC):
             ``loss``, which is trained, and the parts to log.
         """
 
-    def after_step(self, progress: float) -> None:  # noqa: B027  (most objectives have nothing to do)
+    def after_step(self, progress: float) -> None:
         """Called after every optimiser step.
 
         Args:

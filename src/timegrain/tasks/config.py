@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from timegrain.losses import Level, levels_for_alpha
+from timegrain.sampling import ClipSpec, pair_specs
+
+ObjectiveName = Literal["teg", "cvrl", "simclr", "moco", "byol"]
+SamplerName = Literal[
+    "long_short_contained", "long_short_random", "short_short_contained", "short_short_random", "cvrl_interval",
+    "random", "same",
+]  # fmt: skip
 
 
 def check_smallest(config: Any, group: str, smallest: Mapping[str, int]) -> None:
@@ -30,12 +37,15 @@ class DataConfig:
         folder: Folder of videos, searched with its subfolders; no labels needed. Either this or `manifest`.
         manifest: Manifest made by `timegrain manifest scan` or `timegrain prepare`.
         split: Rows to train on; by default the split `train` where the manifest has one, else all rows.
-        sampler: How the two clips are drawn: long_short_contained is the paper's; the others are its Fig. 5(a) and
-            CVRL's.
-        long_frames: Frames of the long clip.
-        long_stride: Source frames from one frame of the long clip to the next.
-        short_frames: Frames of the short clip.
-        short_stride: Source frames from one frame of the short clip to the next.
+        sampler: How the clips of a video are drawn. teg: long_short_contained (the paper's), the others of its
+            Fig. 5(a), cvrl_interval. Others: cvrl_interval (two clips, near ones likelier; default of cvrl), random
+            (each anywhere; default of moco and byol), same (one clip, augmented anew; default of simclr).
+        long_frames: teg: frames of the long clip (32).
+        long_stride: teg: source frames from one frame of the long clip to the next (4).
+        short_frames: teg: frames of the short clip (16).
+        short_stride: teg: source frames from one frame of the short clip to the next (2).
+        num_frames: Other objectives: frames of every clip (cvrl 16, simclr 1, moco and byol 8).
+        stride: Other objectives: source frames from one frame of a clip to the next (cvrl 2, moco and byol 8).
         crop_size: Height and width of the clips in pixels; null is 224, and 112 for the small backbones.
         batch_size: Videos per step and process.
         workers: Processes that decode; null is one per free core, 0 decodes in the training process.
@@ -47,13 +57,13 @@ class DataConfig:
     folder: Path | None = None
     manifest: Path | None = None
     split: str | None = None
-    sampler: Literal[
-        "long_short_contained", "long_short_random", "short_short_contained", "short_short_random", "cvrl_interval"
-    ] = "long_short_contained"
-    long_frames: int = 32
-    long_stride: int = 4
-    short_frames: int = 16
-    short_stride: int = 2
+    sampler: SamplerName | None = None
+    long_frames: int | None = None
+    long_stride: int | None = None
+    short_frames: int | None = None
+    short_stride: int | None = None
+    num_frames: int | None = None
+    stride: int | None = None
     crop_size: int | None = None
     batch_size: int = 32
     workers: int | None = None
@@ -70,11 +80,13 @@ class ModelConfig:
     """Which network.
 
     Args:
-        backbone: r3d50 (the paper's), r3d18, r3d_tiny; auto is r3d50 with a GPU and r3d_tiny without.
+        backbone: r3d50 (the paper's), r3d18, r3d_tiny, or another that `timegrain model-info --help` lists, such as
+            slow_r50; auto is r3d50 with a GPU and r3d_tiny without.
         options: Options of the backbone, such as `{padding: symmetric}`.
         head_hidden: Width of the projection heads' hidden layers.
         head_layers: Hidden layers of a projection head.
         head_out: Size of an embedding.
+        head_norm: Batch norms in the heads' hidden layers.
         weights: Start from these weights (backbone, and heads where they fit) instead of random ones.
     """
 
@@ -83,39 +95,130 @@ class ModelConfig:
     head_hidden: int = 2048
     head_layers: int = 3
     head_out: int = 128
+    head_norm: bool = True
     weights: Path | None = None
 
 
 @dataclass
 class ObjectiveConfig:
-    """How finely the features resolve time.
+    """What is learned, and how finely it resolves time.
+
+    An option is for the objectives named before its colon; with another objective it is refused. null is the default
+    of the objective.
 
     Args:
-        alpha: Weight of the fine-grained loss: 0 is TeG-PS (persistent), 0.9 the paper's TeG-FG (Eq. 3).
-        num_short: n, embeddings of the short clip in the fine-grained loss.
-        num_long: m, embeddings of the long clip in the fine-grained loss.
-        temperature: τ of all losses.
-        same_video_negatives: Contrast against other times of the same video, too (not in Eq. 1).
-        symmetric: Average both directions (not in Eq. 1).
-        levels: Any list of granularity levels instead of the two of `alpha`.
+        name: teg: long and short clip at chosen granularities, the paper's. Those it is compared with: cvrl (two clips,
+            every other clip is a negative), simclr (two views of one frame), moco (ρMoCo: momentum encoder and queue),
+            byol (ρBYOL: momentum encoder, no negatives).
+        alpha: teg: weight of the fine-grained loss: 0 is TeG-PS (persistent), 0.9 (default) the paper's TeG-FG (Eq. 3).
+        num_short: teg: n, embeddings of the short clip in the fine-grained loss (1).
+        num_long: teg: m, embeddings of the long clip in the fine-grained loss (4).
+        same_video_negatives: teg: contrast against other times of the same video, too (not in Eq. 1).
+        symmetric: teg: average both directions (not in Eq. 1).
+        levels: teg: any list of granularity levels instead of the two of `alpha`.
+        temperature: teg, cvrl, simclr, moco: τ of all losses (0.1).
+        num_clips: moco, byol: ρ, clips of each video (2).
+        momentum: moco, byol: how slowly the momentum encoder follows at the start (moco 0.994, byol 0.996); it rises
+            to 1 along half a cosine.
+        queue_size: moco: negatives; by default 65,536, or less where the videos of half an epoch fill fewer.
     """
 
-    alpha: float = 0.9
-    num_short: int = 1
-    num_long: int = 4
-    temperature: float = 0.1
-    same_video_negatives: bool = False
-    symmetric: bool = False
+    name: ObjectiveName = "teg"
+    alpha: float | None = None
+    num_short: int | None = None
+    num_long: int | None = None
+    same_video_negatives: bool | None = None
+    symmetric: bool | None = None
     levels: list[Level] | None = None
+    temperature: float | None = None
+    num_clips: int | None = None
+    momentum: float | None = None
+    queue_size: int | None = None
 
     def resolved_levels(self) -> tuple[Level, ...]:
-        """The levels to train, weights of 0 left out."""
+        """TeG's levels to train, weights of 0 left out; settings left open have their defaults."""
         if self.levels is not None:
             return tuple(level for level in self.levels if level.weight > 0)
-        return tuple(
-            Level(**{**level.__dict__, "same_video_negatives": self.same_video_negatives, "symmetric": self.symmetric})
-            for level in levels_for_alpha(self.alpha, self.num_short, self.num_long)
+        values = _OPTIONS["teg"] | {name: value for name, value in vars(self).items() if value is not None}
+        switches = {name: values[name] for name in ("same_video_negatives", "symmetric")}
+        levels = levels_for_alpha(values["alpha"], values["num_short"], values["num_long"])
+        return tuple(replace(level, **switches) for level in levels)
+
+
+# What belongs to each objective, and its value where it is left open.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "teg": {
+        "alpha": 0.9, "num_short": 1, "num_long": 4, "same_video_negatives": False, "symmetric": False, "levels": None,
+        "temperature": 0.1,
+    },
+    "cvrl": {"temperature": 0.1},
+    "simclr": {"temperature": 0.1},
+    "moco": {"temperature": 0.1, "num_clips": 2, "momentum": 0.994, "queue_size": None},
+    "byol": {"num_clips": 2, "momentum": 0.996},
+}  # fmt: skip
+_CLIPS: dict[str, dict[str, Any]] = {
+    "teg": {
+        "sampler": "long_short_contained", "long_frames": 32, "long_stride": 4, "short_frames": 16, "short_stride": 2,
+    },
+    "cvrl": {"sampler": "cvrl_interval", "num_frames": 16, "stride": 2},
+    "simclr": {"sampler": "same", "num_frames": 1, "stride": 1},
+    "moco": {"sampler": "random", "num_frames": 8, "stride": 8},
+    "byol": {"sampler": "random", "num_frames": 8, "stride": 8},
+}  # fmt: skip
+_SHAPES = ("long_frames", "long_stride", "short_frames", "short_stride", "num_frames", "stride")
+
+
+def with_defaults(data: DataConfig, objective: ObjectiveConfig) -> tuple[DataConfig, ObjectiveConfig]:
+    """Fill in what the objective decides, and refuse what does not belong to it.
+
+    Raises:
+        ValueError: If an option belongs to another objective, or a sampler does not suit this one.
+    """
+    name = objective.name
+    own, clips = _OPTIONS[name], _CLIPS[name]
+    given = [("objective", option) for option in vars(objective) if option != "name"]
+    given += [("data", option) for option in _SHAPES]
+    for room, option in given:
+        value = getattr(objective if room == "objective" else data, option)
+        if value is not None and option not in own and option not in clips:
+            users = [other for other in _OPTIONS if option in _OPTIONS[other] or option in _CLIPS[other]]
+            raise ValueError(
+                f"--{room}.{option} does not belong to --objective.name {name} (it is for {', '.join(users)}); leave "
+                f"it out, or choose another objective. {name} takes "
+                f"{', '.join([f'--objective.{key}' for key in own] + [f'--data.{key}' for key in clips])}"
+            )
+    sampler = data.sampler or clips["sampler"]
+    suits = "cvrl_interval" if sampler == "cvrl_interval" else "pair" if "short" in sampler else "equal"
+    num_clips = own.get("num_clips", 2) if objective.num_clips is None else objective.num_clips
+    if num_clips < 2:
+        raise ValueError(f"--objective.num_clips {num_clips}: at least 2 clips of a video are compared")
+    if suits == ("equal" if name == "teg" else "pair") or (suits == "cvrl_interval" and num_clips != 2):
+        fitting = ["random", "same"] if name != "teg" else [key for key in get_args(SamplerName) if "short" in key]
+        fitting += ["cvrl_interval"] if num_clips == 2 else []
+        raise ValueError(
+            f"--data.sampler {sampler} does not suit --objective.name {name} with {num_clips} clips a video; there "
+            f"are {', '.join(fitting)}"
         )
+
+    def filled(config: Any, defaults: dict[str, Any]) -> Any:
+        return replace(config, **{key: value for key, value in defaults.items() if getattr(config, key) is None})
+
+    return filled(data, clips), filled(objective, own)
+
+
+def clip_specs(data: DataConfig, objective: ObjectiveConfig) -> tuple[ClipSpec, ...]:
+    """Shapes of the clips of a video, from settings that :func:`with_defaults` has completed."""
+
+    def spec(num_frames: int | None, stride: int | None) -> ClipSpec:
+        assert num_frames is not None
+        assert stride is not None
+        return ClipSpec(num_frames, stride)
+
+    if objective.name == "teg":
+        assert data.sampler is not None
+        long, short = spec(data.long_frames, data.long_stride), spec(data.short_frames, data.short_stride)
+        return pair_specs(data.sampler, long, short)
+    return (spec(data.num_frames, data.stride),) * (objective.num_clips or 2)
 
 
 @dataclass

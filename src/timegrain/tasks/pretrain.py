@@ -1,6 +1,6 @@
 """``timegrain pretrain``: learn features from videos without labels.
 
-The way to the loss: this file → ``objectives/teg.py`` → ``losses.py``.
+The way to the loss: this file → ``objectives/teg.py`` (or another objective) → ``losses.py``.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from timegrain.callbacks import FailedVideos, FeatureMonitor, MetricsCsv, run_re
 from timegrain.data.clips import collate
 from timegrain.data.transforms import AugmentConfig, apply_augmentation
 from timegrain.models.hub import VideoEncoder
-from timegrain.objectives.teg import TeG
+from timegrain.objectives.objective import Objective
 from timegrain.optim import OptimConfig
-from timegrain.tasks.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
+from timegrain.tasks.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig, clip_specs
+from timegrain.tasks.objective import build_encoder, build_objective, describe
 from timegrain.tasks.setup import (
     Schedule,
     build_clips,
-    build_encoder,
     build_loader,
-    describe,
     is_first_process,
     open_run,
     plan,
@@ -46,7 +45,7 @@ class PretrainTask(TrainingTask):
     """
 
     def __init__(
-        self, objective: TeG, optim: OptimConfig, length: Schedule, weights: Path, channels_last: bool = False
+        self, objective: Objective, optim: OptimConfig, length: Schedule, weights: Path, channels_last: bool = False
     ) -> None:
         super().__init__(optim, length, weights, channels_last)
         self.objective = objective
@@ -58,17 +57,21 @@ class PretrainTask(TrainingTask):
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Colour and blur on the device: uint8 (B, T, C, H, W) to float (B, C, T, H, W)."""
-        for name in ("long", "short"):
-            clips = apply_augmentation(batch[f"{name}_clip"], batch.pop(f"{name}_augmentation"))
-            batch[f"{name}_clip"] = clips.to(self.dtype, memory_format=self.memory_format)
+        batch["clips"] = tuple(
+            apply_augmentation(clips, augmentation).to(self.dtype, memory_format=self.memory_format)
+            for clips, augmentation in zip(batch["clips"], batch.pop("augmentations"), strict=True)
+        )
         return batch
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Loss of one batch."""
-        losses: dict[str, Tensor] = self.objective(
-            batch["long_clip"], batch["short_clip"], batch["long_indices"], batch["short_indices"]
-        )
+        losses: dict[str, Tensor] = self.objective(batch["clips"], batch["indices"])
         return self.report(losses, batch)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """One step; then the objective's own, such as letting a momentum encoder follow."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.objective.after_step(min(1.0, (self.global_step + 1) / self.length.steps))
 
 
 def pretrain(
@@ -81,7 +84,7 @@ def pretrain(
     run: RunConfig = RunConfig(),  # noqa: B008
     json: bool = False,
 ) -> None:
-    """Pre-train TeG on videos without labels.
+    """Pre-train on videos without labels: TeG, or an objective that it is compared with.
 
     The shortest form is `timegrain pretrain --data.folder VIDEOS`. The same command again continues a run that was
     stopped, bit for bit. The run's folder gets weights.safetensors (what `timegrain embed` and `timegrain probe` take),
@@ -90,12 +93,13 @@ def pretrain(
     Examples::
 
         timegrain pretrain --data.folder VIDEOS --objective.alpha 0.9
+        timegrain pretrain --data.folder VIDEOS --objective.name byol --objective.num_clips 4
         timegrain pretrain --config configs/pretrain/k400_teg_fg_200ep.yaml --data.manifest k400.parquet
 
     Args:
         data: Which videos and clips.
         model: Which network.
-        objective: How finely the features resolve time.
+        objective: What is learned, and how finely it resolves time.
         augment: How clips are augmented.
         optim: Optimiser; learning rates are in the mean-loss convention.
         run: How long, on what, where to.
@@ -103,7 +107,7 @@ def pretrain(
     """
     quieten()
     started = time.time()
-    data, model, run, manifest = resolve(data, model, objective, run)
+    data, model, objective, run, manifest = resolve(data, model, objective, run)
     out = run.out
     assert out is not None
     resume = open_run(
@@ -111,20 +115,20 @@ def pretrain(
     )
     seed_everything(run.seed, verbose=False)
     encoder = build_encoder(data, model, objective)
-    teg = TeG(encoder, objective.resolved_levels(), objective.temperature)
-    clips = build_clips(data, augment, manifest, run.seed, out)
+    specs = clip_specs(data, objective)
+    module = build_objective(objective, encoder, specs)
+    clips = build_clips(data, specs, augment, manifest, run.seed, out)
     length = plan(data, run, len(clips))
     if length.global_batch < 2:
         raise ValueError("a batch of one video has nothing to contrast it with: --data.batch_size must be at least 2")
-    teg.loss.check_steps(
-        encoder.backbone.num_time_steps(data.short_frames), encoder.backbone.num_time_steps(data.long_frames)
-    )
     if is_first_process():
-        print(describe(data, objective, optim, run, manifest, encoder, length), file=sys.stderr)
+        print(describe(data, objective, optim, run, manifest, module, length), file=sys.stderr)
         run_record(out, {"started": started, "schedule": length.__dict__})
-    task = PretrainTask(teg, optim, length, out / "weights.safetensors", run.channels_last)
+    task = PretrainTask(module, optim, length, out / "weights.safetensors", run.channels_last)
     if run.compile:
-        encoder.backbone.compile()
+        for part in module.children():  # the encoder, and its momentum copy where there is one
+            if isinstance(part, VideoEncoder):
+                part.backbone.compile()
 
     def monitor(csv_log: MetricsCsv) -> FeatureMonitor:
         return FeatureMonitor(clips, run.monitor_every_epochs, run.monitor_videos, csv_log)

@@ -1,4 +1,4 @@
-"""From settings to the parts of a training run, and what is said about pre-training before it starts."""
+"""From settings to the parts of a training run: its videos, folder, batches and length."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from lightning import Trainer
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch.utils.data import Dataset
 
+from timegrain.data.clip_dataset import ClipDataset
 from timegrain.data.clips import VideoClips
 from timegrain.data.frame_cache import FrameCache
 from timegrain.data.loading import EpochBatchSampler, ResumableLoader
@@ -25,11 +26,8 @@ from timegrain.data.manifest import Manifest
 from timegrain.data.scan import scan
 from timegrain.data.transforms import AugmentConfig
 from timegrain.files import atomic_path
-from timegrain.losses import TeGLoss
-from timegrain.models.hub import EncoderConfig, VideoEncoder, load_encoder
-from timegrain.optim import OptimConfig
 from timegrain.sampling import ClipSpec
-from timegrain.tasks.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig, TrainingConfig
+from timegrain.tasks.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig, TrainingConfig, with_defaults
 
 # Settings that may differ when a run is continued: they do not change what is learned.
 _FREE = {
@@ -66,12 +64,14 @@ class Schedule:
 
 def resolve(
     data: DataConfig, model: ModelConfig, objective: ObjectiveConfig, run: RunConfig
-) -> tuple[DataConfig, ModelConfig, RunConfig, Manifest]:
+) -> tuple[DataConfig, ModelConfig, ObjectiveConfig, RunConfig, Manifest]:
     """Fill in every setting left open, and open (or make) the manifest of usable videos.
 
     Raises:
-        ValueError: If there is no video to train on, or not exactly one source of videos is named.
+        ValueError: If there is no video to train on, not exactly one source of videos is named, or an option does not
+            belong to the objective.
     """
+    data, objective = with_defaults(data, objective)
     if (data.folder is None) == (data.manifest is None):
         raise ValueError("name the videos: --data.folder FOLDER (any folder of videos) or --data.manifest FILE.parquet")
     source = data.folder or data.manifest
@@ -79,10 +79,11 @@ def resolve(
     gpu = run.accelerator in ("cuda", "gpu") or (run.accelerator == "auto" and torch.cuda.is_available())
     backbone = model.backbone if model.backbone != "auto" else ("r3d50" if gpu else "r3d_tiny")
     model = replace(model, backbone=backbone)
-    name = f"{source.resolve().stem}-a{objective.alpha:g}" if objective.levels is None else f"{source.stem}-levels"
-    run = replace(run, out=run.out or Path("runs") / name)
+    kind = f"a{objective.alpha:g}" if objective.name == "teg" else objective.name
+    kind = kind if objective.levels is None else "levels"
+    run = replace(run, out=run.out or Path("runs") / f"{source.resolve().stem}-{kind}")
     workers = data.workers if data.workers is not None else max(0, len(os.sched_getaffinity(0)) - 1)
-    data = replace(data, crop_size=data.crop_size or (224 if backbone == "r3d50" else 112), workers=workers)
+    data = replace(data, crop_size=data.crop_size or (224 if "50" in backbone else 112), workers=workers)
     assert run.out is not None
     manifest_path = data.manifest
     if data.folder is not None:
@@ -107,7 +108,11 @@ def resolve(
     if len(manifest) == 0:
         first = chosen[0]
         raise ValueError(f"none of the {len(chosen)} videos in {manifest_path} is usable; the first: {first.error}")
-    return data, model, run, manifest
+    if objective.name == "moco" and objective.queue_size is None:
+        a_step, half_epoch = data.batch_size * run.devices * run.num_nodes, len(manifest) // 2
+        queue_size = max(a_step, min(half_epoch, 65_536 // (objective.num_clips or 2))) * (objective.num_clips or 2)
+        objective = replace(objective, queue_size=queue_size)
+    return data, model, objective, run, manifest
 
 
 def is_first_process() -> bool:
@@ -192,43 +197,12 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def build_encoder(data: DataConfig, model: ModelConfig, objective: ObjectiveConfig) -> VideoEncoder:
-    """The network with the heads that the objective's levels use, and nothing else."""
+def build_clips(
+    data: DataConfig, specs: Sequence[ClipSpec], augment: AugmentConfig, manifest: Manifest, seed: int, out: Path
+) -> VideoClips:
+    """The data set of the clips of each video."""
     assert data.crop_size is not None
-    levels = objective.resolved_levels()
-    encoder = VideoEncoder(
-        EncoderConfig(
-            backbone=model.backbone,
-            backbone_options=dict(model.options),
-            heads=TeGLoss(levels, objective.temperature).heads,
-            head_hidden=model.head_hidden,
-            head_num_hidden=model.head_layers,
-            head_out=model.head_out,
-            clip_num_frames=data.long_frames,
-            clip_stride=data.long_stride,
-            crop_size=data.crop_size,
-            extra={
-                "objective": "TeG",
-                "alpha": objective.alpha if objective.levels is None else None,
-                "levels": [dataclasses.asdict(level) for level in levels],
-            },
-        )
-    )
-    if model.weights is not None:
-        source = load_encoder(model.weights)
-        try:
-            encoder.backbone.load_state_dict(source.backbone.state_dict())
-        except RuntimeError as error:
-            raise ValueError(f"{model.weights} does not fit the backbone {model.backbone}: {error}") from error
-        for name, head in encoder.heads.items():
-            if name in source.heads and source.config.head_out == model.head_out:
-                head.load_state_dict(source.heads[name].state_dict())
-    return encoder
-
-
-def build_clips(data: DataConfig, augment: AugmentConfig, manifest: Manifest, seed: int, out: Path) -> VideoClips:
-    """The data set of clip pairs."""
-    assert data.crop_size is not None
+    assert data.sampler is not None
     cache = None
     if data.cache:
         folder = data.cache_folder or out / "frames"
@@ -237,16 +211,7 @@ def build_clips(data: DataConfig, augment: AugmentConfig, manifest: Manifest, se
             (folder / "complete").touch()
         wait_for(folder / "complete")
         cache = FrameCache.build(manifest, folder)
-    return VideoClips(
-        manifest,
-        ClipSpec(data.long_frames, data.long_stride),
-        ClipSpec(data.short_frames, data.short_stride),
-        data.sampler,
-        data.crop_size,
-        augment,
-        seed,
-        cache,
-    )
+    return VideoClips(manifest, specs, data.sampler, data.crop_size, augment, seed, cache)
 
 
 class Batches(Protocol):
@@ -263,6 +228,8 @@ def build_loader(
     sampler = EpochBatchSampler(
         len(cast(Sized, dataset)), data.batch_size, run.seed, trainer.global_rank, trainer.world_size
     )
+    if isinstance(dataset, ClipDataset):
+        dataset.global_batch = data.batch_size * trainer.world_size
     pin = trainer.strategy.root_device.type == "cuda"
     return ResumableLoader(dataset, sampler, collate, data.workers or 0, pin_memory=pin)
 
@@ -279,64 +246,3 @@ def plan(data: Batches, run: TrainingConfig, num_videos: int) -> Schedule:
     steps = run.steps if run.steps is not None else -(-batches // run.accumulate) * run.epochs
     warmup = run.warmup_steps if run.warmup_steps is not None else round(run.warmup_epochs * per_epoch)
     return Schedule(data.batch_size * processes, steps, per_epoch, min(warmup, steps // 2))
-
-
-def describe(
-    data: DataConfig,
-    objective: ObjectiveConfig,
-    optim: OptimConfig,
-    run: RunConfig,
-    manifest: Manifest,
-    encoder: VideoEncoder,
-    schedule: Schedule,
-) -> str:
-    """What is about to happen, in numbers: said before the first step."""
-    parameters = sum(parameter.numel() for parameter in encoder.parameters())
-    state = parameters * 4 * (4 if optim.name == "adamw" else 3)
-    activations = sum(
-        activation_bytes(encoder, frames, data.crop_size or 224) for frames in (data.long_frames, data.short_frames)
-    )
-    half = 0.5 if run.precision.endswith("mixed") else 1.0
-    memory = (state + activations * half * data.batch_size) / 2**30
-    levels = objective.resolved_levels()
-    negatives = ", ".join(
-        f"{name} n={level.num_short} m={level.num_long} weight {level.weight:g}: "
-        f"{level.num_negatives(schedule.global_batch):,} negatives"
-        for name, level in zip(TeGLoss(levels).names(), levels, strict=True)
-    )
-    accumulated = f" x {run.accumulate} accumulated" if run.accumulate > 1 else ""
-    return "\n".join(
-        [
-            f"videos          {len(manifest):,} usable ({manifest.path})",
-            f"clips           long {data.long_frames} frames x stride {data.long_stride}, short {data.short_frames} x "
-            f"{data.short_stride}, {data.crop_size}x{data.crop_size} pixels, {data.sampler}",
-            f"model           {encoder.config.backbone}, {parameters / 1e6:.2f} M parameters with heads",
-            f"objective       {negatives}; temperature {objective.temperature:g}",
-            f"batch           {schedule.global_batch} videos in one contrastive batch{accumulated}",
-            f"optimiser       {optim.name}, learning rate {optim.learning_rate:g} for the mean loss over the batch "
-            f"(the reference family's 0.32 is for a sum over its replicas)",
-            f"length          {schedule.steps:,} steps ({schedule.steps / schedule.steps_per_epoch:.1f} epochs of "
-            f"{schedule.steps_per_epoch:.0f}), warm-up {schedule.warmup_steps:,} steps",
-            f"memory          about {memory:.1f} GiB per process for weights, optimiser and activations (an estimate)",
-            f"out             {run.out}",
-        ]
-    )
-
-
-def activation_bytes(encoder: VideoEncoder, num_frames: int, size: int) -> int:
-    """Bytes of float32 that one clip's layers leave for the backward pass (outputs of the leaf modules)."""
-    total = 0
-
-    def count(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        nonlocal total
-        total += output.numel() * 4
-
-    shadow = VideoEncoder(encoder.config).to("meta")
-    for module in shadow.modules():
-        if not list(module.children()):
-            module.register_forward_hook(count)
-    with torch.no_grad():
-        features = shadow.eval()(torch.empty(1, 3, num_frames, size, size, device="meta"))
-        for head in shadow.heads:
-            shadow.embed(features, head)
-    return total

@@ -31,10 +31,10 @@ def train_supervised(
     optim: OptimConfig,
     seed: int = 0,
 ) -> VideoEncoder:
-    """Train a backbone and a linear classifier on the long clips, and return the encoder.
+    """Train a backbone and a linear classifier on the first (long) clips, and return the encoder.
 
     Args:
-        clips: Training data; only the long clip of each pair is used, with the same augmentation as in pre-training.
+        clips: Training data; only the first clip of each video is used, with the same augmentation as in pre-training.
         config: The encoder; its projection heads are not trained.
         num_classes: Of the classifier.
         targets: From video indices (B,), source-frame positions (B, frames) and the number of time steps to classes, one
@@ -57,8 +57,8 @@ def train_supervised(
     model.train()
     batches = chain.from_iterable(repeat(loader))  # pass after pass
     for batch in track(islice(batches, steps), "supervised", steps):
-        features = encoder(apply_augmentation(batch["long_clip"], batch["long_augmentation"]))
-        wanted = targets(batch["index"], batch["long_indices"], features.shape[1])
+        features = encoder(apply_augmentation(batch["clips"][0], batch["augmentations"][0]))
+        wanted = targets(batch["index"], batch["indices"][0], features.shape[1])
         if wanted.ndim == 1:
             logits = classifier(features.mean(1))
         else:
