@@ -164,6 +164,7 @@ def model_info(
     backbone: str = "r3d50",
     clips: str = "32x224,16x224",
     options: dict[str, Any] | None = None,
+    table2: bool = False,
     json: bool = False,
 ) -> None:
     """Print a backbone's parameters, its shapes stage by stage and its multiply-adds for one or more clips.
@@ -174,6 +175,7 @@ def model_info(
 
         timegrain model-info
         timegrain model-info --backbone r3d18 --clips 32x112,16x112
+        timegrain model-info --table2
 
     Args:
         backbone: r3d50 (the paper's), r3d18, r3d_tiny; slow_r50, i3d_r50, slowfast_r50, and each with non-local blocks:
@@ -181,11 +183,18 @@ def model_info(
         clips: FRAMESxSIDE or FRAMESxHEIGHTxWIDTH, several with commas; the total is over all. The default is the
             paper's pair: a long clip of 32 frames and a short one of 16.
         options: Settings of the backbone that differ from its own, such as '{"stem_temporal_stride": 1}'.
+        table2: Print instead the FLOPs column of the paper's Table 2 as it is counted here: CVRL, ρMoCo, ρBYOL and TeG.
         json: Print one JSON object instead of text.
 
     Raises:
         ValueError: The backbone, an option or a clip cannot be.
     """
+    if table2:
+        from timegrain.models import table2 as paper
+
+        rows = paper.table2()
+        print(json_format.dumps({"rows": rows, "counted": paper.COUNTED}) if json else paper.as_text(rows))
+        return
     report = describe_backbone(backbone, parse_clips(clips), options or {})
     print(json_format.dumps(report) if json else _as_text(report))
 
