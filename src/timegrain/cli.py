@@ -51,6 +51,9 @@ COMMANDS: dict[str, Command] = {
     "floors scenedetect": Command("timegrain.tasks.video_floors:floors_scenedetect", "boundaries: shot cuts"),
     "floors change": Command("timegrain.tasks.video_floors:floors_change", "boundaries: change of picture and motion"),
     "model-info": Command("timegrain.models.info:model_info", "parameters, shapes and multiply-adds of a backbone"),
+    "inflate-weights": Command(
+        "timegrain.models.inflate:inflate_weights", "a network for videos from one for single frames (SimCLR)"
+    ),
     "convert-weights": Command(
         "timegrain.models.convert:convert_weights", "weights of a TensorFlow checkpoint (CVRL's R3D-50)"
     ),

@@ -1,4 +1,4 @@
-"""From settings to the objective: its network, its loss, and what is said about them before training starts."""
+"""From settings to the network of an objective, and what is said about both before training starts."""
 
 from __future__ import annotations
 
@@ -11,42 +11,11 @@ import torch
 from timegrain.data.manifest import Manifest
 from timegrain.losses import TeGLoss
 from timegrain.models.hub import EncoderConfig, VideoEncoder, load_encoder
-from timegrain.objectives.byol import BYOL
-from timegrain.objectives.cvrl import CVRL
-from timegrain.objectives.moco import MoCo
 from timegrain.objectives.objective import Objective
-from timegrain.objectives.simclr import SimCLR
-from timegrain.objectives.teg import TeG
 from timegrain.optim import OptimConfig
 from timegrain.sampling import ClipSpec
 from timegrain.tasks.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig, clip_specs
 from timegrain.tasks.setup import Schedule
-
-
-def build_objective(objective: ObjectiveConfig, encoder: VideoEncoder, specs: Sequence[ClipSpec]) -> Objective:
-    """The loss around an encoder.
-
-    Args:
-        objective: Completed settings.
-        encoder: With the heads that the objective needs.
-        specs: Shapes of the clips, to see whether the backbone leaves the time steps that are asked for.
-
-    Raises:
-        ValueError: If a setting is impossible.
-    """
-    temperature, momentum = objective.temperature or 0.0, objective.momentum or 0.0
-    if objective.name == "teg":
-        teg = TeG(encoder, objective.resolved_levels(), temperature)
-        long_steps, short_steps = (encoder.backbone.num_time_steps(spec.num_frames) for spec in specs)
-        teg.loss.check_steps(short_steps, long_steps)
-        return teg
-    if objective.name == "cvrl":
-        return CVRL(encoder, temperature=temperature)
-    if objective.name == "simclr":
-        return SimCLR(encoder, temperature=temperature)
-    if objective.name == "moco":
-        return MoCo(encoder, temperature=temperature, queue_size=objective.queue_size or 0, momentum=momentum)
-    return BYOL(encoder, momentum=momentum)
 
 
 def _trained(objective: ObjectiveConfig) -> dict[str, Any]:

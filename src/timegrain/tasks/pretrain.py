@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,16 @@ from timegrain.callbacks import FailedVideos, FeatureMonitor, MetricsCsv, run_re
 from timegrain.data.clips import collate
 from timegrain.data.transforms import AugmentConfig, apply_augmentation
 from timegrain.models.hub import VideoEncoder
+from timegrain.objectives.byol import BYOL
+from timegrain.objectives.cvrl import CVRL
+from timegrain.objectives.moco import MoCo
 from timegrain.objectives.objective import Objective
+from timegrain.objectives.simclr import SimCLR
+from timegrain.objectives.teg import TeG
 from timegrain.optim import OptimConfig
+from timegrain.sampling import ClipSpec
 from timegrain.tasks.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig, clip_specs
-from timegrain.tasks.objective import build_encoder, build_objective, describe
+from timegrain.tasks.objective import build_encoder, describe
 from timegrain.tasks.setup import (
     Schedule,
     build_clips,
@@ -31,6 +38,32 @@ from timegrain.tasks.setup import (
     resolve,
 )
 from timegrain.tasks.training import TrainingTask, finish, fit, quieten
+
+
+def build_objective(objective: ObjectiveConfig, encoder: VideoEncoder, specs: Sequence[ClipSpec]) -> Objective:
+    """The loss around an encoder.
+
+    Args:
+        objective: Completed settings.
+        encoder: With the heads that the objective needs.
+        specs: Shapes of the clips, to see whether the backbone leaves the time steps that are asked for.
+
+    Raises:
+        ValueError: If a setting is impossible.
+    """
+    temperature, momentum = objective.temperature or 0.0, objective.momentum or 0.0
+    if objective.name == "teg":
+        teg = TeG(encoder, objective.resolved_levels(), temperature)
+        long_steps, short_steps = (encoder.backbone.num_time_steps(spec.num_frames) for spec in specs)
+        teg.loss.check_steps(short_steps, long_steps)
+        return teg
+    if objective.name == "cvrl":
+        return CVRL(encoder, temperature=temperature)
+    if objective.name == "simclr":
+        return SimCLR(encoder, temperature=temperature)
+    if objective.name == "moco":
+        return MoCo(encoder, temperature=temperature, queue_size=objective.queue_size or 0, momentum=momentum)
+    return BYOL(encoder, momentum=momentum)
 
 
 class PretrainTask(TrainingTask):
