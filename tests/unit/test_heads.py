@@ -18,6 +18,11 @@ def test_the_reference_head_has_its_number_of_parameters() -> None:
     assert {(norm.momentum, norm.eps) for norm in norms} == {(0.003, 1e-5)}
 
 
+def test_hidden_layers_can_do_without_norms() -> None:
+    head = ProjectionHead(6, 8, 2, 4, norm=False)
+    assert [type(layer).__name__ for layer in head.layers] == ["Linear", "ReLU"] * 2 + ["Linear"]
+
+
 def test_initial_weights_are_glorot_uniform_and_biases_zero() -> None:
     torch.manual_seed(0)
     head = ProjectionHead(300, 200, 1, 50)

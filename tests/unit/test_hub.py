@@ -188,6 +188,7 @@ def rewrite(
         (lambda c: c.update(backbone="r3d9000"), "unknown backbone 'r3d9000'"),
         (lambda c: c.update(backbone_options={"depth": 3}), "no option depth"),
         (lambda c: c.update(backbone_options={"width": "wide"}), "cannot be built"),
+        (lambda c: c.update(head_norm=1), "head_norm in the encoder's configuration cannot be 1"),
         (lambda c: c.update(head_out=5), r"heads\.fine\.layers\.3\.\w+ has shape"),
         (lambda c: c.update(heads=["fine"]), "is unknown"),
         (lambda c: c.update(heads=["fine", "persistent", "other"]), "is missing"),
