@@ -2,10 +2,10 @@
 
     python benchmarks/objectives_eventworld.py WORLD [--seeds 0 1 2] [--steps 100]
 
-WORLD is a folder that `timegrain eventworld` filled. The settings are those of configs/tiny. One row per run: the loss
-of the first and the last step beside chance, the share of queries that find their positive, the spread of the
-embeddings (0 would be collapse), and what the features are worth for nearest neighbours: two clips of a video among
-those of 256 (chance 1/256), and the scene, beside the same network with random weights. The numbers say that the
+WORLD is a folder that `timegrain eventworld` filled. The settings are those of configs/tiny/eventworld_*.yaml. One row
+per run: the loss of the first and the last step beside chance, the share of queries that find their positive, the spread
+of the embeddings (0 would be collapse), and what the features are worth for nearest neighbours: two clips of a video
+among those of 256 (chance 1/256), and the scene, beside the same network with random weights. The numbers say that the
 objectives work; 100 steps say nothing about which is better.
 """
 
@@ -33,7 +33,7 @@ CONFIGS = Path(__file__).parents[1] / "configs" / "tiny"
 def run(name: str, world: Path, seed: int, steps: int, out: Path) -> dict[str, object]:
     """Train one objective; what its log and its features say."""
     code = timegrain([
-        "pretrain", f"--config={CONFIGS / name}.yaml", f"--data.manifest={world / 'manifest.parquet'}",
+        "pretrain", f"--config={CONFIGS}/eventworld_{name}.yaml", f"--data.manifest={world / 'manifest.parquet'}",
         f"--data.cache_folder={world / 'frames'}", f"--run.seed={seed}", f"--run.steps={steps}", f"--run.out={out}",
         "--run.monitor_every_epochs=0",
     ])  # fmt: skip

@@ -8,8 +8,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from timegrain.models.blocks import Backbone
+from timegrain.models.costs import stage_costs
 from timegrain.models.hub import BACKBONES, EncoderConfig, VideoEncoder, build_backbone, load_encoder, save_weights
-from timegrain.models.info import describe_backbone, stage_costs
+from timegrain.models.info import describe_backbone
 from timegrain.models.non_local import NonLocalBlock
 from timegrain.models.resnet3d import ResNet3D
 from timegrain.models.slowfast import SlowFast

@@ -10,8 +10,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from timegrain.cli import main
+from timegrain.models.costs import stage_costs
 from timegrain.models.hub import build_backbone
-from timegrain.models.info import describe_backbone, parse_clips, stage_costs
+from timegrain.models.info import describe_backbone, parse_clips
 
 
 @pytest.fixture(scope="module")

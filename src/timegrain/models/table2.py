@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
+from timegrain.models.costs import stage_costs
 from timegrain.models.hub import build_backbone
-from timegrain.models.info import stage_costs
 
 SIDE = 224
 COUNTED = (

@@ -40,5 +40,4 @@ def check_momentum(momentum: float) -> None:
 @torch.no_grad()
 def follow(moving: VideoEncoder, encoder: VideoEncoder, momentum: float) -> None:
     """Move the copy's weights: w ← m·w + (1 - m)·encoder's."""
-    weights, targets = list(moving.parameters()), list(encoder.parameters())
-    torch._foreach_lerp_(weights, targets, 1.0 - momentum)
+    torch._foreach_lerp_(tuple(moving.parameters()), tuple(encoder.parameters()), 1.0 - momentum)
