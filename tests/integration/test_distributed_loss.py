@@ -91,7 +91,8 @@ def queue_after_a_step(module: MoCo, rows: slice) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     clips = [torch.rand(VIDEOS, 3, 4, 16, 16, generator=generator, dtype=torch.float64)[rows] for _ in range(2)]
     positions = [torch.zeros(len(clip), 4, dtype=torch.long) for clip in clips]
-    loss = DistributedDataParallel(module)(clips, positions)["loss"] if rows.stop else module(clips, positions)["loss"]
+    trained = module if rows.stop is None else DistributedDataParallel(module)
+    loss = trained(clips, positions)["loss"]
     loss.backward()
     weights = module.encoder.named_parameters()
     return {"loss": loss.detach(), "queue": module.queue, "gradients": {name: weight.grad for name, weight in weights}}
