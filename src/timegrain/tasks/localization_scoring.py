@@ -1,0 +1,196 @@
+"""Scores of a localizer on AVA-Kinetics: detected people and annotated boxes, by the official rules."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from timegrain.data.coverage import coverage_lines
+from timegrain.data.key_frame_clips import KeyFramePictures
+from timegrain.data.key_frames import KeyFrame, key_frames, read_people, truth_of, with_people
+from timegrain.data.manifest import Manifest
+from timegrain.data.transforms import to_model_input
+from timegrain.files import atomic_path
+from timegrain.metrics.frame_map import FrameBoxes, FrameMAP
+from timegrain.models.localizer import ActionLocalizer
+from timegrain.models.people import find_people, person_detector
+from timegrain.progress import track
+from timegrain.report.results import Result
+from timegrain.sampling import ClipSpec
+
+
+@dataclass
+class LocalizationData:
+    """Which key frames, and who is in them.
+
+    Args:
+        manifest: From `timegrain prepare ava-kinetics`.
+        split_train: Rows to train on, with their annotated boxes.
+        split_test: Rows to score.
+        people: Detected people of the test frames: csv rows video, time, x1, y1, x2, y2, score. By default they are
+            detected by torchvision's Faster R-CNN and kept in the run's folder.
+        detector_weights: That detector's weights (.pth) on disk; by default torchvision downloads them.
+        min_person_score: Detections at or below it are left out; the same team's code uses 0.2.
+        num_frames: Frames of a clip, centred on the key frame.
+        stride: Source frames from one to the next.
+        crop_size: Height and width of training clips.
+        short_side: Shorter side of test clips, which are whole pictures.
+        max_people: People of a training clip at most.
+        batch_size: Clips per step and process.
+        workers: Processes that decode; null and 0 decode in the training process.
+        max_failure_share: Stop when more than this share of the videos failed to decode during training.
+    """
+
+    manifest: Path
+    split_train: str = "train"
+    split_test: str = "val"
+    people: Path | None = None
+    detector_weights: Path | None = None
+    min_person_score: float = 0.2
+    num_frames: int = 32
+    stride: int = 2
+    crop_size: int = 224
+    short_side: int = 256
+    max_people: int = 32
+    batch_size: int = 16
+    workers: int | None = None
+    max_failure_share: float = 0.01
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A localizer's results on a split.
+
+    Attributes:
+        scores: Of detected people, as ``FrameMAP.compute`` gives them.
+        ceiling: Of annotated boxes.
+        truth: Ground truth.
+        people: The detected people.
+        num_frames: Key frames scored.
+        broken: Reason by video that could not be read.
+        coverage: Of the manifest.
+    """
+
+    scores: Mapping[str, Any]
+    ceiling: Mapping[str, Any]
+    truth: FrameBoxes
+    people: FrameBoxes
+    num_frames: int
+    broken: Mapping[str, str]
+    coverage: Mapping[str, Any] | None
+
+    def said(self, result: Result, out: Path) -> str:
+        """A table for people."""
+        lines = [f"{row.method:<28} {row.scores['map']:.4f}  ({row.role})" for row in result.rows]
+        lines += [f"could not read {path}: {reason}" for path, reason in self.broken.items()]
+        return "\n".join([f"{'frame-mAP at overlap 0.5':<28}", *lines, *coverage_lines(self.coverage), str(out)])
+
+
+def score_localizer(
+    localizer: ActionLocalizer,
+    manifest: Manifest,
+    data: LocalizationData,
+    names: Mapping[int, str],
+    out: Path,
+    device: torch.device,
+) -> Scored:
+    """Score detected people and annotated boxes of the test split; write the official csv of the former."""
+    test = manifest.select(split=data.split_test)
+    ids = list(names)
+    frames = key_frames(test, ids)
+    pictures = KeyFramePictures(test, frames, ClipSpec(data.num_frames, data.stride), data.short_side)
+    people = with_people(frames, _people(pictures, data, out, device), data.min_person_score)
+    logits_detected, logits_true, broken = {}, {}, {}
+    localizer = localizer.to(device).eval()
+    for index, clip in track(_load(pictures, data.workers), "scoring key frames", total=len(frames)):
+        if isinstance(clip, str):
+            broken[test[frames[index].video].path] = clip
+            continue
+        batch = to_model_input(clip[None].to(device))
+        logits_detected[index] = _probabilities(localizer, batch, people[index])
+        logits_true[index] = _probabilities(localizer, batch, frames[index])
+    truth = truth_of(frames, ids)
+    detections = _detections(people, logits_detected, ids)
+    with atomic_path(out / "detections.csv") as temporary:
+        write_detections(temporary, detections)
+    scores = []
+    for found in (detections, _detections(frames, logits_true, ids)):
+        metric = FrameMAP(names)
+        metric.update(truth, found)
+        scores.append(metric.compute())
+    boxes = np.concatenate([frame.boxes for frame in people])
+    owner = np.concatenate([np.full(len(frame.boxes), i) for i, frame in enumerate(people)]).astype(np.int64)
+    where = FrameBoxes(
+        [frame.key for frame in people], owner, boxes, np.zeros(len(owner), np.int64), np.ones(len(owner))
+    )
+    return Scored(scores[0], scores[1], truth, where, len(frames), broken, manifest.coverage)
+
+
+@torch.inference_mode()
+def _probabilities(localizer: ActionLocalizer, clip: Tensor, frame: KeyFrame) -> np.ndarray:
+    """(K, C) action probability x person score."""
+    if not len(frame.boxes):
+        return np.zeros((0, frame.actions.shape[1]))
+    height, width = clip.shape[-2:]
+    pixels = torch.from_numpy(frame.boxes * [width, height, width, height]).to(clip)
+    probabilities: np.ndarray = localizer(clip, [pixels]).sigmoid().double().cpu().numpy()
+    return probabilities * frame.scores[:, None]
+
+
+def _detections(frames: Sequence[KeyFrame], scores: Mapping[int, np.ndarray], ids: Sequence[int]) -> FrameBoxes:
+    order = sorted(scores)
+    tables = [scores[index] for index in order]
+    owner = np.concatenate([np.full(table.size, index) for index, table in zip(order, tables, strict=True)])
+    boxes = np.concatenate([np.repeat(frames[index].boxes, len(ids), 0) for index in order])
+    classes = np.concatenate([np.tile(ids, len(table)) for table in tables])
+    values = np.concatenate([table.ravel() for table in tables])
+    return FrameBoxes([frame.key for frame in frames], owner.astype(np.int64), boxes, classes.astype(np.int64), values)
+
+
+def write_detections(path: Path, detections: FrameBoxes) -> None:
+    """Rows of the official form: video, time, x1, y1, x2, y2, action id, score."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        for frame, box, action, score in zip(
+            detections.frame, detections.boxes, detections.classes, detections.scores, strict=True
+        ):
+            video, _, seconds = detections.frames[frame].rpartition(",")
+            writer.writerow([video, seconds, *(f"{value:.6f}" for value in box), action, f"{score:.9f}"])
+
+
+def _people(
+    pictures: KeyFramePictures, data: LocalizationData, out: Path, device: torch.device
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Person boxes of the test frames: from a file, or detected once and kept."""
+    kept = out / "people.csv"
+    if data.people is not None or kept.exists():
+        return read_people(data.people or kept)
+    detector = person_detector(data.detector_weights, device)
+    middle = KeyFramePictures(pictures.manifest, pictures.frames, ClipSpec(1, 1), 720)
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    with atomic_path(kept) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        for index, clip in track(_load(middle, data.workers), "detecting people", total=len(middle)):
+            if isinstance(clip, str):
+                continue
+            frame = pictures.frames[index]
+            ((boxes, scores),) = find_people(detector, [clip[0]])
+            found[frame.key] = boxes.double().numpy(), scores.double().numpy()
+            video, seconds = frame.video_id, f"{frame.seconds:.6f}"
+            writer.writerows(
+                [video, seconds, *box.tolist(), float(score)] for box, score in zip(*found[frame.key], strict=True)
+            )
+    return found
+
+
+def _load(pictures: KeyFramePictures, workers: int | None) -> Iterator[tuple[int, Tensor | str]]:
+    loader: DataLoader[tuple[int, Tensor | str]] = DataLoader(pictures, batch_size=None, num_workers=workers or 0)
+    return iter(loader)

@@ -1,0 +1,120 @@
+"""``timegrain localize`` on made videos: trains, scores, writes the official csv, continues, refuses what is wrong."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import make_video, moving_square
+from timegrain.cli import main
+from timegrain.data.manifest import Manifest
+from timegrain.report.results import read_result
+
+NAMES = {"3": "stand", "7": "talk"}
+SMALL = [
+    "--backbone=r3d_tiny", "--data.num_frames=4", "--data.stride=2", "--data.crop_size=32", "--data.short_side=32",
+    "--data.batch_size=2", "--data.workers=0", "--data.max_people=3", "--run.steps=2", "--run.accelerator=cpu",
+    "--run.tensorboard=false", "--run.warmup_epochs=0",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ava(tmp_path_factory):
+    """Three training and two test clips with two people each; detections of the test clips in a file of their own."""
+    root = tmp_path_factory.mktemp("ava")
+    rows = []
+    for number in range(5):
+        make_video(root / f"k{number}.mp4", moving_square(40, seed=number))
+        left = {"x1": 0.1, "y1": 0.1, "x2": 0.4, "y2": 0.9, "action": 3, "person": None}
+        right = {"x1": 0.5, "y1": 0.1, "x2": 0.9, "y2": 0.9, "action": 7, "person": None}
+        rows.append(
+            {
+                "path": f"k{number}.mp4", "num_frames": 40, "fps": 25.0, "duration_seconds": 1.6, "width": 64, "height": 48,
+                "codec": "h264", "split": "train" if number < 3 else "val", "label": None, "group": str(number),
+                "error": None, "key_frame_seconds": [0.8], "time_offset_seconds": 0.0, "source": "kinetics",
+                "video_id": f"k{number}", "boxes": [{"key_frame": 0, **left}, {"key_frame": 0, **right}],
+            }
+        )  # fmt: skip
+    splits = {"val": {"listed": 4, "found": 2, "usable": 2}}
+    coverage = {"benchmark": "ava-kinetics", "splits": splits, "label_map": NAMES}
+    Manifest.from_rows(rows, folder=root, coverage=coverage).write(root / "ava.parquet")
+    with (root / "people.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [f"k{n}", 0.8, x1, 0.1, x2, 0.9, 0.95] for n in (3, 4) for x1, x2 in ((0.12, 0.41), (0.5, 0.88))
+        )
+    return root
+
+
+def run(ava, out, *more, config=()):
+    videos = [f"--data.manifest={ava}/ava.parquet", f"--data.people={ava}/people.csv", f"--run.out={out}"]
+    return main(["localize", *config, *videos, *SMALL, *more])
+
+
+def test_trains_scores_and_writes_what_score_reads(ava, tmp_path, capsys):
+    assert run(ava, tmp_path / "run", "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    result = read_result(tmp_path / "run" / "result.json")
+    trained, prior, ceiling = result.rows
+    assert (trained.role, prior.role, ceiling.role) == ("trained", "floor", "ceiling")
+    assert set(printed["ap"]) == {"stand", "talk"}
+    assert result.num_test == 2
+    assert result.coverage["splits"]["val"]["listed"] == 4
+    label_map, truth = tmp_path / "map.pbtxt", tmp_path / "truth.csv"
+    label_map.write_text("".join(f'item {{ name: "{name}" id: {number} }}\n' for number, name in NAMES.items()))
+    truth.write_text("".join(f"k{n},0.8,0.1,0.1,0.4,0.9,3\nk{n},0.8,0.5,0.1,0.9,0.9,7\n" for n in (3, 4)))
+    detections = tmp_path / "run" / "detections.csv"
+    command = [
+        "score",
+        "ava",
+        f"--ground_truth={truth}",
+        f"--predictions={detections}",
+        f"--label_map={label_map}",
+        "--json",
+    ]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["map"] == pytest.approx(trained.scores["map"], abs=1e-9)
+    # The same command again: nothing left to train, the same scores.
+    assert run(ava, tmp_path / "run") == 0
+    assert "ava-kinetics: 2 of 4 validation videos" in capsys.readouterr().out
+    assert read_result(tmp_path / "run" / "result.json").rows[0].scores == trained.scores
+
+
+@pytest.mark.parametrize(
+    "config",
+    sorted((Path(__file__).parents[2] / "configs" / "localization").glob("*.yaml")),
+    ids=lambda path: path.stem,
+)
+def test_every_shipped_config_runs_two_steps(ava, tmp_path, config):
+    options = ["--run.devices=1", "--run.precision=32-true"]
+    assert run(ava, tmp_path / "run", *options, config=[f"--config={config}"]) == 0
+    assert len(read_result(tmp_path / "run" / "result.json").rows) == 3
+    assert f"localize --config configs/localization/{config.name}" in config.read_text()
+
+
+def test_a_frozen_backbone_stays_as_it_is(ava, tmp_path):
+    from safetensors.torch import load_file
+
+    weights = []
+    for steps in (1, 3):
+        assert (
+            run(ava, tmp_path / str(steps), "--freeze", f"--run.steps={steps}", "--run.checkpoint_every_steps=1") == 0
+        )
+        weights.append(load_file(tmp_path / str(steps) / "localizer.safetensors"))
+    changed = {name for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])}
+    assert changed == {"classifier.weight", "classifier.bias"}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--data.split_train=valid"], "has no video in split 'valid'"),
+        (["--data.people=none.csv"], "none.csv"),
+        (["--weights=nowhere.safetensors"], "nowhere.safetensors"),
+        (["--data.people=null", "--data.detector_weights=none.pth"], "none.pth"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_message(ava, tmp_path, capsys, more, message):
+    assert run(ava, tmp_path / "run", *more) == 2
+    assert message in capsys.readouterr().err
