@@ -24,6 +24,9 @@ COMMANDS: dict[str, Command] = {
     "demo": Command("timegrain.demo:demo", "generate videos, pre-train, evaluate, write a report page"),
     "pretrain": Command("timegrain.tasks.pretrain:pretrain", "pre-train TeG on a folder or manifest of videos"),
     "probe": Command("timegrain.tasks.probe:probe", "linear probe, kNN and retrieval on frozen features"),
+    "probe vidsitu": Command("timegrain.tasks.vidsitu:probe_vidsitu", "verbs of VidSitu's events, frozen features"),
+    "finetune vidsitu": Command("timegrain.tasks.vidsitu:finetune_vidsitu", "verbs of VidSitu's events, whole network"),
+    "localize": Command("timegrain.tasks.localization:localize", "who does what in AVA-Kinetics: train, score"),
     "sweep": Command("timegrain.tasks.sweep:sweep", "pre-train and evaluate settings x seeds; draw the figure"),
     "report": Command("timegrain.report.results_page:report", "results of many runs as one page and one table"),
     "probe linear": Command(
