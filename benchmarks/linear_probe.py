@@ -103,7 +103,7 @@ def run(rounds: int = 5, every: bool = False) -> list[Row]:
                 cpu_ms=float(np.median(ours)),
                 peer="scikit-learn LogisticRegression, lbfgs, float32",
                 peer_cpu_ms=float(np.median(peer)),
-                note=f"objective {max(gaps):+.1e} of the peer's in the worst round",
+                note=f"objective {max(gaps):+.1e} beside the peer's, as a share, in the worst round",
             )
         )
     return rows
