@@ -180,7 +180,7 @@ class ProgressLine(Callback):
                 if key.endswith("/loss")
             }
             loss = float(trainer.callback_metrics.get("loss", torch.nan))
-            self.bar.set_postfix({"loss": f"{loss:.3f}", **parts, "samples/s": f"{rate:.0f}", "wait": f"{wait:.0f}%"})
+            self.bar.set_postfix({"loss": f"{loss:.3f}", **parts, "samples/s": f"{rate:.3g}", "wait": f"{wait:.0f}%"})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the line."""
