@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import os
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,3 +97,25 @@ def video_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         frames = moving_square(40 + 5 * index, seed=index)
         make_video(root / ("left" if index % 2 else "right") / f"v{index}.mp4", frames, options={"g": "12"})
     return root
+
+
+def command_name(words: list[str]) -> str:
+    """The command that the words after ``timegrain`` begin with."""
+    from timegrain.cli import COMMANDS
+
+    return next(" ".join(words[:end]) for end in (2, 1) if " ".join(words[:end]) in COMMANDS)
+
+
+def parse_command(words: list[str]) -> Any:
+    """What a command's parser makes of the words typed after ``timegrain``; nothing is run, wrong words exit with 2."""
+    from jsonargparse import capture_parser
+
+    from timegrain.cli import COMMANDS
+    from timegrain.parsing import prepare, run
+
+    name = command_name(words)
+    module, function = COMMANDS[name].target.split(":")
+    command = getattr(importlib.import_module(module), function)
+    parser = capture_parser(lambda: run(command, name, ["--help"]))
+    arguments = words[len(name.split()) :]
+    return parser.parse_args(prepare(arguments, list(inspect.signature(command).parameters.values())))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 import runpy
@@ -12,11 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from jsonargparse import capture_parser
 
-from conftest import make_video, moving_square
+from conftest import command_name, make_video, moving_square, parse_command
 from timegrain.cli import COMMANDS, main
-from timegrain.parsing import prepare, run
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -47,11 +44,6 @@ def _joined(text: str) -> list[str]:
     return re.sub(r"\\\n\s*", " ", text).splitlines()
 
 
-def split(words: list[str]) -> tuple[str, list[str]]:
-    name = next(" ".join(words[1:end]) for end in (3, 2) if " ".join(words[1:end]) in COMMANDS)
-    return name, words[1 + len(name.split()) :]
-
-
 @pytest.mark.parametrize(("page", "words"), [
     pytest.param(page, words, id=f"{page.stem}: {' '.join(words)[:60]}") for page in PAGES for words in commands(page)
 ])  # fmt: skip
@@ -66,11 +58,7 @@ def test_every_command_of_the_docs_parses(page: Path, words: list[str], monkeypa
         return
     if words[1] in ("--help", "--version"):
         return
-    name, arguments = split(words)
-    module, function = COMMANDS[name].target.split(":")
-    command = getattr(importlib.import_module(module), function)
-    parser = capture_parser(lambda: run(command, name, ["--help"]))
-    assert parser.parse_args(prepare(arguments, list(inspect.signature(command).parameters.values())))
+    assert parse_command(words[1:])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -106,7 +94,7 @@ def test_the_guides_commands_run_in_order(place: Path, monkeypatch):
     for words in commands(ROOT / "docs" / "guide.md"):
         if Path(words[0]).name != "timegrain" or words[1] == "prepare":
             continue
-        name, _ = split(words)
+        name = command_name(words[1:])
         extra = {"pretrain": [*SMALL, "--run.out=runs/guide", "--run.restart=true"], "probe": ["--num_neighbours=3"]}
         assert main([*words[1:], *extra.get(name, [])]) == 0, words
 

@@ -13,7 +13,16 @@ def a_result(seed, score, method="TeG-FG", views=30, benchmark="kinetics400"):
         Row("majority", {"top1": 0.05}, "floor"),
         Row("supervised", {"top1": 0.9}, "ceiling", 0),
     ]
-    return Result(benchmark, "linear probe", {"top1": "top-1"}, rows, {"views": views}, {"present": 4}, 12, seconds=1.0)
+    return Result(
+        benchmark,
+        "linear probe",
+        {"top1": "top-1"},
+        rows,
+        {"views": views},
+        {"benchmark": benchmark, "splits": {"val": {"listed": 8, "found": 4, "usable": 4}}},
+        12,
+        seconds=1.0,
+    )
 
 
 def test_only_equal_protocols_share_a_table(tmp_path):
@@ -48,6 +57,6 @@ def test_page_and_table_hold_ours_published_floors_and_ceiling(tmp_path, capsys)
     assert "| TeG-FG | 0.610 ± 0.010 | 0.650 |" in markdown
     assert "| CVRL |  | 0.661 |" in markdown  # published, not measured here
     assert markdown.index("**floors**") < markdown.index("| random weights") < markdown.index("**ceiling**")
-    assert "present 4" in markdown
+    assert "kinetics400: 4 of 8 validation videos (50.00 %)" in markdown
     assert "12 test items" in page
     assert "http" not in page.replace("http://www.w3.org", "")

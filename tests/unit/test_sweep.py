@@ -1,10 +1,12 @@
 """Sweeps: which jobs a file means, what is left to do, what is collected and drawn."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 
+from conftest import parse_command
 from timegrain.report.results import Result, Row, write_result
 from timegrain.tasks.sweep import load_sweep, plan_jobs, sweep
 
@@ -122,3 +124,21 @@ def test_open_videos_and_impossible_jobs_are_refused(tmp_path):
         sweep(write(tmp_path), out=tmp_path / "out", videos=tmp_path, job=6)
     with pytest.raises(ValueError, match="does not exist"):
         load_sweep(tmp_path / "none.yaml")
+
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*/*.yaml")), ids=lambda path: path.stem)
+def test_shipped_sweeps_name_what_there_is(tmp_path, file):
+    if "settings" not in yaml.safe_load(file.read_text()):
+        return
+    plan = load_sweep(file, tmp_path / "v.parquet", tmp_path / "v.parquet")
+    jobs = plan_jobs(plan, tmp_path)
+    assert len(jobs) == len(plan.settings) * len(plan.seeds)
+    assert len(plan.seeds) >= 3
+    for words in jobs[0].commands.values():
+        # Every option of every stage is one that its command knows: the parser is asked, nothing is run.
+        assert parse_command(list(words))
+    assert f"timegrain sweep configs/{file.parent.name}/{file.name}" in file.read_text()
+    assert set(plan.published) <= {str(setting["name"]) for setting in plan.settings}

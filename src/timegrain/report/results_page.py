@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from timegrain.data.coverage import coverage_lines
 from timegrain.files import atomic_path
 from timegrain.report.figures import points
 from timegrain.report.page import Cell, Section, Table, render_page, score_cell
@@ -204,17 +205,9 @@ def _facts(group: Group) -> list[str]:
     facts = []
     if group.first.num_test is not None:
         facts.append(f"{group.first.num_test:,} test items.")
-    coverages = {json_module.dumps(result.coverage, sort_keys=True) for _, result in group.results if result.coverage}
-    facts += [f"Data present: {_coverage(json_module.loads(text))}" for text in sorted(coverages)]
-    if not coverages:
-        facts.append("Data present: not stated by the manifest.")
+    present = dict.fromkeys(line for _, result in group.results for line in coverage_lines(result.coverage))
+    facts += [f"Data present: {line}." for line in present] or ["Data present: the manifest does not say."]
     return facts
-
-
-def _coverage(values: Mapping[str, Any]) -> str:
-    return "; ".join(f"{key} {value}" for key, value in values.items() if not isinstance(value, Mapping | list)) or str(
-        dict(values)
-    )
 
 
 def _origins(group: Group) -> Table:

@@ -33,7 +33,8 @@ class Sweep:
         title: Of the figure.
         pretrain: Options of `timegrain pretrain`, by dotted name; `config` names a file beside the sweep's.
         settings: One run each (times the seeds): `name`, and options that differ from `pretrain`.
-        evaluations: By name: `command`, and its options. It gets `--weights` and `--out`.
+        evaluations: By name: `command`, and its options. It gets `--weights` and `--out` (or the option that `out_option`
+            names); `config` names a file beside the sweep's.
         figure: `scores` (EVALUATION.METRIC), and `x` (an option, or absent for names) or `x` and `y` for a grid.
         seeds: Of the runs.
         published: By setting's name, numbers to draw beside ours.
@@ -169,8 +170,13 @@ def load_sweep(file: Path, videos: Path | None = None, eval_videos: Path | None 
     settings = [setting.get("name") for setting in plan.settings]
     if None in settings or len(set(settings)) < len(settings):
         raise ValueError(f"every setting of {file} needs a name of its own; got {settings}")
-    if config := plan.pretrain.get("config"):
-        plan = dataclasses.replace(plan, pretrain={**plan.pretrain, "config": str((file.parent / config).resolve())})
+
+    def beside(values: Mapping[str, Any]) -> dict[str, Any]:
+        config = values.get("config")
+        return {**values, "config": str((file.parent / config).resolve())} if config else dict(values)
+
+    evaluations = {name: beside(values) for name, values in plan.evaluations.items()}
+    plan = dataclasses.replace(plan, pretrain=beside(plan.pretrain), evaluations=evaluations)
     for score in _scores(plan):
         evaluation = score.partition(".")[0]
         if evaluation not in plan.evaluations:
@@ -197,9 +203,11 @@ def plan_jobs(plan: Sweep, out: Path) -> list[Job]:
             }
             commands = {"pretrain": ["pretrain", *_options(run)]}
             for evaluation, values in plan.evaluations.items():
-                rest = {key: value for key, value in values.items() if key != "command"}
-                where = {"weights": str(folder / "weights.safetensors"), "out": str(folder / evaluation)}
-                commands[evaluation] = [*str(values["command"]).split(), *_options({**where, **rest})]
+                rest = {key: value for key, value in values.items() if key not in ("command", "config", "out_option")}
+                first = {"config": values["config"]} if "config" in values else {}
+                where = {"weights": str(folder / "weights.safetensors")}
+                where[values.get("out_option", "out")] = str(folder / evaluation)
+                commands[evaluation] = [*str(values["command"]).split(), *_options({**first, **where, **rest})]
             jobs.append(Job(name, seed, folder, commands))
     return jobs
 
