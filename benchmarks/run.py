@@ -78,8 +78,8 @@ def page(rows: list[Row], rounds: int) -> list[str]:
         f"end), Python {platform.python_version()}, {', '.join(_versions())}.",
         "",
         "CPU time of all threads, one thread each; every method once per round, in shuffled order, on the same sample; "
-        f"median of up to {rounds} round{'s' * (rounds > 1)} after a warm-up. A ratio is the median of (method / peer in the same round): on "
-        "a busy machine milliseconds grow, ratios hardly. How to read it: docs/speed.md.",
+        f"median of up to {rounds} round{'s' * (rounds > 1)} after a warm-up. A ratio is the median of (method / peer in "
+        "the same round): on a busy machine milliseconds grow, ratios hardly. How to read it: docs/speed.md.",
         "",
         "## Goals",
         "",
