@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,7 @@ class Manifest:
         self._mapped_file = mapped_file
         self._split: str | None = None
         self._usable = False
+        self._taken: npt.NDArray[np.int64] | None = None  # row numbers that `take` chose
         self._positions: npt.NDArray[np.int64] | None = None
 
     @classmethod
@@ -243,6 +244,7 @@ class Manifest:
         if self._split is not None and split is not None and split != self._split:
             raise ValueError(f"{self._name}: split {self._split!r} is already selected, so {split!r} can't be")
         selected = Manifest(self._all_rows, self._path, self._folder, self._mapped_file)
+        selected._taken = self._taken
         selected._split = split if split is not None else self._split
         selected._usable = usable or self._usable
         if len(selected) == 0:
@@ -273,6 +275,20 @@ class Manifest:
             raise ValueError(f"{self._name} has no column {column!r} to divide by; it has {', '.join(others)}")
         table = table.set_column(table.schema.get_field_index("split"), "split", table[column])
         return Manifest(table, self._path, self._folder)
+
+    def take(self, rows: Sequence[int]) -> Manifest:
+        """Some of the selected videos, by their numbers, in the order given.
+
+        Raises:
+            ValueError: If none is named.
+            IndexError: If there is no such video.
+        """
+        numbers = np.asarray(rows, np.int64)
+        if not len(numbers):
+            raise ValueError(f"{self._name}: no video is left")
+        taken = Manifest(self._all_rows, self._path, self._folder, self._mapped_file)
+        taken._taken = (np.arange(len(self)) if self._selected is None else self._selected)[numbers]
+        return taken
 
     def with_errors(self, reasons: Mapping[str, str]) -> Manifest:
         """The same manifest, all its rows, where more videos have an ``error``.
@@ -367,8 +383,9 @@ class Manifest:
             if self._split is not None:
                 in_split = pc.fill_null(pc.equal(self._all_rows["split"], self._split), False)
                 keep = in_split if keep is None else pc.and_(keep, in_split)
-            self._positions = np.flatnonzero(np.asarray(keep)).astype(np.int64)
-        return self._positions
+            kept = np.asarray(keep)
+            self._positions = np.flatnonzero(kept) if self._taken is None else self._taken[kept[self._taken]]
+        return self._taken if self._positions is None else self._positions
 
     def _absolute(self, stored: str) -> str:
         return os.path.normpath(self._folder / stored)

@@ -71,7 +71,7 @@ class AugmentConfig:
         solarize_probability: Chance that pixels from one half on become their negative, for view 1 and view 2.
     """
 
-    crop_sampler: Literal["reference", "torchvision", "center"] = "reference"
+    crop_sampler: Literal["reference", "torchvision", "center", "whole"] = "reference"
     crop_area: tuple[float, float] = (0.3, 1.0)
     crop_aspect: tuple[float, float] = (0.5, 2.0)
     rounding: Rounding = "nearest"
@@ -113,6 +113,8 @@ def sample_crop(rng: np.random.Generator, height: int, width: int, config: Augme
         return _reference_crop(rng, height, width, config.crop_area, config.crop_aspect)
     if config.crop_sampler == "torchvision":
         return _torchvision_crop(rng, height, width, config.crop_area, config.crop_aspect)
+    if config.crop_sampler == "whole":
+        return Crop(0, 0, height, width)
     side = min(height, width)
     return Crop((height - side) // 2, (width - side) // 2, side, side)
 

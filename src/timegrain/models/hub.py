@@ -273,17 +273,31 @@ def _parse(text: str, where: Path) -> Any:
         raise ValueError(f"the configuration in {where} is not JSON: {error}") from error
 
 
-def _load(path: Path, config: Any = None) -> VideoEncoder:
-    if not path.exists():
+def read_safetensors(path: str | os.PathLike[str], tensors: bool = True) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a safetensors file.
+
+    Args:
+        path: The file.
+        tensors: False reads the metadata alone.
+
+    Raises:
+        FileNotFoundError: There is nothing at ``path``.
+        ValueError: It is not a whole safetensors file.
+    """
+    if not Path(path).exists():
         raise FileNotFoundError(f"weights file {path} does not exist")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            names = file.keys() if tensors else []
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise ValueError(
             f"{path} is not a whole safetensors file (cut, damaged or of another kind): {error}"
         ) from error
+
+
+def _load(path: Path, config: Any = None) -> VideoEncoder:
+    metadata, tensors = read_safetensors(path)
     if config is None:
         if _METADATA_KEY not in metadata:
             raise ValueError(
@@ -298,13 +312,17 @@ def _load(path: Path, config: Any = None) -> VideoEncoder:
             encoder = VideoEncoder(config)
     except (TypeError, AttributeError, ValueError, RuntimeError) as error:  # RuntimeError: torch on absurd sizes
         raise ValueError(f"{path} describes an encoder that cannot be built: {error}") from error
-    _check_tensors(path, encoder.state_dict(), tensors)
+    check_tensors(path, encoder.state_dict(), tensors)
     encoder.load_state_dict(tensors, assign=True)
     return encoder.eval()
 
 
-def _check_tensors(path: Path, expected: Mapping[str, Tensor], found: dict[str, Tensor]) -> None:
-    """Make ``found`` fit ``expected`` in type, or say what does not fit."""
+def check_tensors(path: Path, expected: Mapping[str, Tensor], found: dict[str, Tensor]) -> None:
+    """Make ``found`` fit ``expected`` in type.
+
+    Raises:
+        ValueError: A tensor is missing, unknown, or of another shape; the message names up to three.
+    """
     problems = [f"{name} is missing" for name in expected if name not in found]
     problems += [f"{name} is unknown" for name in found if name not in expected]
     for name, tensor in found.items():

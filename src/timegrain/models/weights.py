@@ -8,9 +8,11 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from torch import nn
 
 from timegrain.models.hub import VideoEncoder, load_encoder
 
@@ -56,10 +58,15 @@ def find_encoder(weights: str | os.PathLike[str]) -> VideoEncoder:
 
 def fingerprint(encoder: VideoEncoder) -> str:
     """A short name of an encoder's weights and configuration; equal if and only if its features are."""
-    digest = hashlib.sha256()
     config = dataclasses.asdict(encoder.config) | {"extra": None}  # how it was trained does not change what it does
-    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(encoder.state_dict().items()):
+    return fingerprint_of(encoder, config)
+
+
+def fingerprint_of(network: nn.Module, facts: Any) -> str:
+    """A short name of a network's weights and of facts about it (JSON values)."""
+    digest = hashlib.sha256()
+    digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(network.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]

@@ -285,6 +285,7 @@ def quieten() -> None:
         ".*GPU available but not used.*",
         ".*LeafSpec.*",
         ".*mid-epoch.*",
+        ".*in eval mode at the start of training.*",
         ".*smaller than the logging interval.*",
         ".*in eval mode at the start of training.*",
     ):
