@@ -10,14 +10,14 @@ import json as json_module
 import pickle
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import cv2
 import numpy as np
 
-from timegrain.data.benchmarks.joining import youtube_clip
+from timegrain.data.boundaries import benchmark_id
 from timegrain.data.decoding import open_video
 from timegrain.data.isolated import Failure, run_isolated
 from timegrain.data.manifest import Manifest
@@ -31,27 +31,29 @@ Unit = Literal["seconds", "frames"]
 
 
 @dataclass(frozen=True)
-class _Cuts:
+class Cuts:
     """Shot cuts of a video; sent to worker processes."""
 
-    threshold: float
-    min_scene_frames: int
-    unit: Unit
+    threshold: float = 27.0
+    min_scene_frames: int = 15
+    unit: Unit = "seconds"
 
     def __call__(self, path: str) -> list[float]:
+        """The cuts, in order."""
         cv2.setNumThreads(1)  # the workers share the cores
         frames, seconds = shot_cuts(path, self.threshold, self.min_scene_frames)
         return [float(value) for value in (seconds if self.unit == "seconds" else frames)]
 
 
 @dataclass(frozen=True)
-class _Changes:
+class Changes:
     """Change boundaries of a video; sent to worker processes."""
 
-    detector: ChangeDetector
-    unit: Unit
+    detector: ChangeDetector = field(default_factory=ChangeDetector)
+    unit: Unit = "seconds"
 
     def __call__(self, path: str) -> list[float]:
+        """The boundaries, in order."""
         cv2.setNumThreads(1)
         seconds = self.detector.boundaries(path)
         if self.unit == "seconds":
@@ -97,7 +99,7 @@ def floors_scenedetect(
         ValueError: There is no video, two videos share an id, or none can be read.
     """
     name = f"PySceneDetect ContentDetector, threshold {threshold:g}, scenes of at least {min_scene_frames} frames"
-    detect = _Cuts(threshold, min_scene_frames, unit)
+    detect = Cuts(threshold, min_scene_frames, unit)
     _detect(name, detect, videos, split, out, workers, time_limit, json)
 
 
@@ -142,7 +144,7 @@ def floors_change(
         ValueError: There is no video, two videos share an id, none can be read, or an option is out of range.
     """
     detector = ChangeDetector(method, rate, window_seconds, smooth_seconds, prominence)
-    _detect(f"{detector}", _Changes(detector, unit), videos, split, out, workers, time_limit, json)
+    _detect(f"{detector}", Changes(detector, unit), videos, split, out, workers, time_limit, json)
 
 
 def _detect(
@@ -207,9 +209,7 @@ def _paths_by_id(videos: Path, split: str | None) -> tuple[dict[str, str], dict[
         listed = [(row.extra.get("video_id"), row.path) for row in manifest]
     paths: dict[str, str] = {}
     for video_id, path in listed:
-        stem = Path(path).stem
-        clip = youtube_clip(stem)
-        key = video_id or (clip[0] if clip is not None else stem)
+        key = benchmark_id(video_id, path)
         if key in paths:
             raise ValueError(f"two videos have the id {key!r}: {paths[key]} and {path}")
         paths[key] = path
