@@ -9,15 +9,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "embed", "load", "self_similarity"]
+__all__ = ["__version__", "embed", "find_boundaries", "load", "self_similarity"]
 
 _PUBLIC = {
     "load": "timegrain.inference",
     "embed": "timegrain.inference",
+    "find_boundaries": "timegrain.boundary_finding",
     "self_similarity": "timegrain.inference",
 }
 
 if TYPE_CHECKING:
+    from timegrain.boundary_finding import find_boundaries
     from timegrain.inference import embed, load, self_similarity
 
 

@@ -27,6 +27,11 @@ COMMANDS: dict[str, Command] = {
     "probe vidsitu": Command("timegrain.tasks.vidsitu:probe_vidsitu", "verbs of VidSitu's events, frozen features"),
     "finetune vidsitu": Command("timegrain.tasks.vidsitu:finetune_vidsitu", "verbs of VidSitu's events, whole network"),
     "localize": Command("timegrain.tasks.localization:localize", "who does what in AVA-Kinetics: train, score"),
+    "boundaries train": Command("timegrain.tasks.boundaries:train", "train a detector of event boundaries, score it"),
+    "boundaries evaluate": Command(
+        "timegrain.tasks.boundary_evaluation:evaluate", "F1 of a trained detector beside its floors"
+    ),
+    "boundaries find": Command("timegrain.tasks.boundary_find:find", "event boundaries of your videos, as csv or JSON"),
     "sweep": Command("timegrain.tasks.sweep:sweep", "pre-train and evaluate settings x seeds; draw the figure"),
     "report": Command("timegrain.report.results_page:report", "results of many runs as one page and one table"),
     "probe linear": Command(
