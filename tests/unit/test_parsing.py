@@ -29,6 +29,7 @@ def test_help_shows_an_example_that_parses(name, capsys, monkeypatch):
     assert text.startswith(f"usage: timegrain {name} ")
     assert "<class" not in text
     assert "Returns:" not in text
+    text = re.sub(r"\\\n\s*", " ", text)  # lines continued with a backslash
     examples = re.findall(rf"^ +(timegrain {name} .*)$", text, re.MULTILINE)
     assert examples, f"`timegrain {name} --help` shows no example (`Examples::` before `Args:` in its docstring)"
     function = command(name)
