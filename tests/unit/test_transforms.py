@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from timegrain.data import colour
 from timegrain.data.colour import NEUTRAL, Augmentation, change_colours
+from timegrain.data.colour_cpu import change_colours_on_cpu
 from timegrain.data.transforms import (
     AugmentConfig,
     apply_augmentation,
@@ -152,14 +153,22 @@ def test_evaluation_views_of_any_size(seed, height, width, size):
 def test_cpu_path_equals_device_path(seed, batch, time, height, width):
     clips = stack_clips([random_frames(seed + i, time, height, width) for i in range(batch)])
     augmentation = random_batch(seed, batch)
-    changed = apply_augmentation(clips, augmentation)
+    changed = change_colours_on_cpu(clips, augmentation)
     assert changed.shape == (batch, 3, time, height, width)
     assert changed.dtype == torch.float32
     assert changed.is_contiguous()
     assert changed.min() >= 0
     assert changed.max() <= 1
     torch.testing.assert_close(changed, change_colours(to_model_input(clips), augmentation), rtol=0, atol=1e-5)
-    torch.testing.assert_close(changed, apply_augmentation(clips.contiguous(), augmentation), rtol=0, atol=0)
+    torch.testing.assert_close(changed, change_colours_on_cpu(clips.contiguous(), augmentation), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("size", "change"), [(28, None), (40, change_colours_on_cpu)])
+def test_small_pictures_take_the_tensor_code_and_others_opencv(size, change):
+    clips = stack_clips([random_frames(seed, 2, size, size) for seed in range(4)])
+    augmentation = random_batch(0, 4)
+    expected = change(clips, augmentation) if change else change_colours(to_model_input(clips), augmentation)
+    assert torch.equal(apply_augmentation(clips, augmentation), expected)
 
 
 def test_cpu_path_equals_device_path_at_training_size():
@@ -167,7 +176,7 @@ def test_cpu_path_equals_device_path_at_training_size():
     for seed in range(3):
         augmentation = random_batch(seed, 6, AugmentConfig(blur_probability=(1.0, 1.0)))
         expected = change_colours(to_model_input(clips), augmentation)
-        torch.testing.assert_close(apply_augmentation(clips, augmentation), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(change_colours_on_cpu(clips, augmentation), expected, rtol=0, atol=1e-5)
 
 
 @given(seeds, st.integers(2, 6))
@@ -178,12 +187,12 @@ def test_a_clip_is_changed_alike_in_any_batch_and_by_any_number_of_threads(seed,
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        together = apply_augmentation(clips, augmentation)
+        together = change_colours_on_cpu(clips, augmentation)
         together_on_device = change_colours(to_model_input(clips), augmentation)
         torch.set_num_threads(1)
         for index in range(batch):
             own = of_clip(augmentation, index)
-            alone = apply_augmentation(clips[index : index + 1], own)[0]
+            alone = change_colours_on_cpu(clips[index : index + 1], own)[0]
             assert torch.equal(together[index], alone)
             alone = change_colours(to_model_input(clips[index : index + 1]), own)[0]
             torch.testing.assert_close(together_on_device[index], alone, rtol=0, atol=1e-6)
@@ -199,7 +208,7 @@ def test_one_draw_for_all_frames_of_a_clip(seed):
     crop = sample_crop(np.random.default_rng(seed), 26, 22, AugmentConfig())
     clips = resize_crop(clip, crop, 21, flip=bool(seed % 2))[None]
     for changed in (
-        apply_augmentation(clips, random_batch(seed, 1)),
+        change_colours_on_cpu(clips, random_batch(seed, 1)),
         change_colours(to_model_input(clips), random_batch(seed, 1)),
     ):
         assert torch.equal(changed, changed[:, :, :1].expand_as(changed))
@@ -208,17 +217,17 @@ def test_one_draw_for_all_frames_of_a_clip(seed):
 def test_neutral_values_change_no_bit():
     clips = stack_clips([random_frames(seed, 3, 20, 30) for seed in range(3)])
     neutral = Augmentation.collate([Augmentation.neutral()] * 3)
-    assert torch.equal(apply_augmentation(clips, neutral), to_model_input(clips))
+    assert torch.equal(change_colours_on_cpu(clips, neutral), to_model_input(clips))
     assert torch.equal(change_colours(to_model_input(clips), neutral), to_model_input(clips))
     everything_off = AugmentConfig(
         jitter_probability=0, grayscale_probability=0, blur_probability=(0, 0), solarize_probability=(0, 0)
     )
-    assert torch.equal(apply_augmentation(clips, random_batch(0, 3, everything_off)), to_model_input(clips))
+    assert torch.equal(change_colours_on_cpu(clips, random_batch(0, 3, everything_off)), to_model_input(clips))
     no_strength = AugmentConfig(
         brightness=0, contrast=0, saturation=0, hue=0, grayscale_probability=0, blur_probability=(0, 0),
         solarize_probability=(0, 0),
     )  # fmt: skip
-    assert torch.equal(apply_augmentation(clips, random_batch(0, 3, no_strength)), to_model_input(clips))
+    assert torch.equal(change_colours_on_cpu(clips, random_batch(0, 3, no_strength)), to_model_input(clips))
 
 
 def test_every_order_is_respected():
@@ -241,7 +250,7 @@ def test_every_order_is_respected():
     expected = torch.cat(results)
     clips = stack_clips([clip] * 24)
     torch.testing.assert_close(change_colours(to_model_input(clips), augmentation), expected, rtol=0, atol=1e-6)
-    torch.testing.assert_close(apply_augmentation(clips, augmentation), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(change_colours_on_cpu(clips, augmentation), expected, rtol=0, atol=1e-5)
     # Saturation and hue commute, brightness and contrast do not: 24 orders give 12 different clips or more.
     assert len({tuple(np.round(clip.flatten().numpy(), 3)) for clip in expected}) >= 12
 
@@ -254,7 +263,7 @@ def test_contrast_right_after_brightness_turns_about_the_clipped_mean(factor):
         factors, np.arange(4, dtype=np.int8)[None], np.zeros(1, bool), np.zeros(1, np.float32), np.zeros(1, bool)
     )
     expected = change_colours(to_model_input(clips), augmentation)
-    torch.testing.assert_close(apply_augmentation(clips, augmentation), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(change_colours_on_cpu(clips, augmentation), expected, rtol=0, atol=1e-6)
 
 
 def test_hue_and_brightness_equal_torchvisions():
