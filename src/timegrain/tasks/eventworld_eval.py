@@ -1,30 +1,30 @@
 """What frozen features know about EventWorld: events, boundaries, and the video as a whole.
 
-Probes are linear and trained on the training videos alone; their regularisation and the boundary threshold are chosen on
-a held-out quarter of the training videos.
+Probes are linear (:class:`timegrain.probes.LinearProbe`) and trained on the training videos alone; their penalty and the
+boundary threshold are chosen on a held-out quarter of the training videos.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy.ndimage import maximum_filter1d, uniform_filter1d
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
+from torch import Tensor
 
 from timegrain.metrics.boundary_f1 import BoundaryVideo, f1_score, match_boundaries
+from timegrain.probes import LinearProbe, accuracy, knn_predict
 
 Array = npt.NDArray[np.float64]
 
 TOLERANCE = 0.05  # share of the video's duration, the headline threshold of Kinetics-GEBD
 POSITIVE_SECONDS = 0.15  # a time step this near a boundary is a positive example, as in the benchmark's PC baseline
 CLIP_SECONDS = 2.56  # one clip: 16 frames, stride 4, at 25 fps
-STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # C of the logistic regression
+L2_GRID = (1e-3, 1e-2, 1e-1, 1.0)  # penalties of a probe; more would cost time and change nothing
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def evaluate(train: FeatureSet, test: FeatureSet) -> Evaluation:
     """
     inside = _boundaries(train, test)
     clips = _clip_features(train), _clip_features(test)
-    means = [np.stack([f.mean(0) for f in part.features]) for part in (train, test)]
+    means = [_tensor([f.mean(0) for f in part.features]) for part in (train, test)]
     scores = {
         "event": _probe(*_event_features(train), *_event_features(test)),
         "clip": _probe(clips[0], train.labels, clips[1], test.labels),
@@ -138,41 +138,53 @@ def boundary_f1(
     return float(f1_score(*sums)[2])
 
 
-def _classifier(strength: float) -> Pipeline:
-    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=200))
+def _numbers(known: Sequence[str], wanted: Sequence[str]) -> tuple[Tensor, Tensor, int]:
+    """Class names as numbers, and how many classes there are; a name that training has not seen is always missed."""
+    names = sorted(set(known) | set(wanted))
+    parts = [torch.tensor([names.index(name) for name in part]) for part in (known, wanted)]
+    return parts[0], parts[1], len(names)
 
 
-def _probe(known: Array, targets: Sequence[str], wanted: Array, truth: Sequence[str]) -> float:
-    """Accuracy of a linear probe whose strength a held-out quarter of the training rows has chosen."""
-    labels = np.array(targets)
+def _train_probe(
+    rows: Tensor, labels: Tensor, num_classes: int, part: int, score: Callable[[Tensor], float]
+) -> LinearProbe:
+    """A probe whose penalty the rows from ``part`` on have chosen, by the score of their logits; then fitted on all."""
+
+    def fit(l2: float, last: int) -> LinearProbe:
+        return LinearProbe.train(rows[:last], labels[:last], num_classes, l2_grid=[l2])
+
+    best = max(L2_GRID, key=lambda l2: score(fit(l2, part).logits(rows[part:])))
+    return fit(best, len(rows))
+
+
+def _probe(known: Tensor, targets: Sequence[str], wanted: Tensor, truth: Sequence[str]) -> float:
+    """Accuracy of a linear probe whose penalty a held-out quarter of the training rows has chosen."""
+    labels, answers, num_classes = _numbers(targets, truth)
     part = len(known) * 3 // 4
-    held_out = [_classifier(c).fit(known[:part], labels[:part]).score(known[part:], labels[part:]) for c in STRENGTHS]
-    best = STRENGTHS[int(np.argmax(held_out))]
-    return float(_classifier(best).fit(known, labels).score(wanted, np.array(truth)))
+    probe = _train_probe(known, labels, num_classes, part, lambda logits: accuracy(logits, labels[part:]))
+    return accuracy(probe.logits(wanted), answers)
 
 
-def _knn(known: Array, targets: Sequence[str], wanted: Array, truth: Sequence[str], neighbours: int = 20) -> float:
-    """Accuracy of the vote of the nearest training clips by cosine, about the training mean, weights exp(s / 0.1)."""
-    labels, mean = np.array(targets), known.mean(0)
-    unit = [(x - mean) / (np.linalg.norm(x - mean, axis=1, keepdims=True) + 1e-12) for x in (known, wanted)]
-    similarity = unit[1] @ unit[0].T
-    nearest = np.argsort(-similarity, axis=1)[:, :neighbours]
-    names = np.unique(labels)
-    weights = np.exp(np.take_along_axis(similarity, nearest, 1) / 0.1)
-    votes = np.stack([(weights * (labels[nearest] == name)).sum(1) for name in names], 1)
-    return float(np.mean(names[votes.argmax(1)] == np.array(truth)))
+def _knn(known: Tensor, targets: Sequence[str], wanted: Tensor, truth: Sequence[str]) -> float:
+    """Accuracy of the vote of the 20 nearest training clips, weighted by their similarity."""
+    labels, answers, num_classes = _numbers(targets, truth)
+    return accuracy(knn_predict(wanted, known, labels, num_classes, num_neighbours=20), answers)
 
 
-def _clip_features(part: FeatureSet) -> Array:
+def _tensor(rows: Sequence[Array]) -> Tensor:
+    return torch.from_numpy(np.stack(rows)).float()
+
+
+def _clip_features(part: FeatureSet) -> Tensor:
     """Mean over the clip in the middle of each video, (videos, D)."""
     rows = []
     for features, times, duration in zip(part.features, part.timestamps_seconds, part.durations_seconds, strict=True):
         middle = np.abs(times - duration / 2) <= CLIP_SECONDS / 2
         rows.append(features[middle].mean(0) if middle.any() else features.mean(0))
-    return np.stack(rows)
+    return _tensor(rows)
 
 
-def _event_features(part: FeatureSet) -> tuple[Array, list[str]]:
+def _event_features(part: FeatureSet) -> tuple[Tensor, list[str]]:
     """Mean over each event (its nearest time step where none falls inside), (events, D), and the events' classes."""
     rows, labels = [], []
     for features, times, events in zip(part.features, part.timestamps_seconds, part.events, strict=True):
@@ -181,7 +193,7 @@ def _event_features(part: FeatureSet) -> tuple[Array, list[str]]:
             nearest = np.abs(times - (event.start_seconds + event.end_seconds) / 2).argmin()
             rows.append(features[inside].mean(0) if inside.any() else features[nearest])
             labels.append(event.label)
-    return np.stack(rows), labels
+    return _tensor(rows), labels
 
 
 def _change_features(features: Array, times: Array) -> Array:
@@ -204,48 +216,57 @@ def _boundaries(train: FeatureSet, test: FeatureSet) -> Evaluation:
     def rows(part: FeatureSet) -> list[Array]:
         return [_change_features(f, t) for f, t in zip(part.features, part.timestamps_seconds, strict=True)]
 
-    def near(part: FeatureSet) -> list[npt.NDArray[np.bool_]]:
-        return [
-            (np.abs(times[:, None] - np.array([*boundaries, np.inf])) <= POSITIVE_SECONDS).any(1)
-            for times, boundaries in zip(part.timestamps_seconds, part.boundaries_seconds, strict=True)
-        ]
+    def near(part: FeatureSet) -> npt.NDArray[np.int64]:
+        videos = zip(part.timestamps_seconds, part.boundaries_seconds, strict=True)
+        return np.concatenate([
+            (np.abs(times[:, None] - np.array([*boundaries, np.inf])) <= POSITIVE_SECONDS).any(1).astype(np.int64)
+            for times, boundaries in videos
+        ])  # fmt: skip
 
-    train_rows, train_near, test_rows, test_near = rows(train), near(train), rows(test), near(test)
-    part = len(train_rows) * 3 // 4
-
-    def fit(strength: float, videos: slice) -> Pipeline:
-        return _classifier(strength).fit(np.concatenate(train_rows[videos]), np.concatenate(train_near[videos]))
-
-    def probabilities(model: Pipeline, videos: list[Array]) -> list[Array]:
-        flat = model.predict_proba(np.concatenate(videos))[:, 1]
+    def probabilities(probe: LinearProbe, videos: list[Array]) -> list[Array]:
+        logits = probe.logits(torch.from_numpy(np.concatenate(videos)).float())
+        flat = torch.softmax(logits.double(), 1)[:, 1].numpy()
         return np.split(flat, np.cumsum([len(video) for video in videos])[:-1])
 
-    held_out = train_near[part:]
-    models = [fit(strength, slice(0, part)) for strength in STRENGTHS[:3]]
-    found = [probabilities(model, train_rows[part:]) for model in models]
-    aucs = [roc_auc_score(np.concatenate(held_out), np.concatenate(values)) for values in found]
-    best = int(np.argmax(aucs))
-    held_times = train.timestamps_seconds[part:]
+    train_rows, test_rows, labels = rows(train), rows(test), near(train)
+    part = len(train_rows) * 3 // 4
+    part_rows = sum(len(video) for video in train_rows[:part])
+
+    def auc(logits: Tensor) -> float:
+        return float(roc_auc_score(labels[part_rows:], (logits[:, 1] - logits[:, 0]).numpy()))
+
+    flat = torch.from_numpy(np.concatenate(train_rows)).float()
+    known = torch.from_numpy(labels)
+    probe = _train_probe(flat, known, 2, part_rows, auc)
+    values = probabilities(probe, test_rows)
+
+    # The threshold comes from videos that its probe has not seen.
+    blind = LinearProbe.train(flat[:part_rows], known[:part_rows], 2, l2_grid=[probe.l2])
+    found = probabilities(blind, train_rows[part:])
+    peaks = [_peaks(p, t) for p, t in zip(found, train.timestamps_seconds[part:], strict=True)]
 
     def score(threshold: float) -> float:
-        picked = [_peaks(p, t, threshold) for p, t in zip(found[best], held_times, strict=True)]
+        picked = [_above(some, threshold) for some in peaks]
         return boundary_f1(picked, train.boundaries_seconds[part:], train.durations_seconds[part:])
 
-    grid = np.quantile(np.concatenate(found[best]), np.linspace(0.3, 0.98, 35))
-    threshold = float(max(grid, key=score))
-    values = probabilities(fit(STRENGTHS[best], slice(None)), test_rows)
-    picked = [_peaks(p, t, threshold) for p, t in zip(values, test.timestamps_seconds, strict=True)]
+    threshold = float(max(np.quantile(np.concatenate(found), np.linspace(0.3, 0.98, 35)), key=score))
+    picked = [_above(_peaks(p, t), threshold) for p, t in zip(values, test.timestamps_seconds, strict=True)]
     scores = {
         "boundary_f1": boundary_f1(picked, test.boundaries_seconds, test.durations_seconds),
-        "boundary_auc": float(roc_auc_score(np.concatenate(test_near), np.concatenate(values))),
+        "boundary_auc": float(roc_auc_score(near(test), np.concatenate(values))),
     }
     return Evaluation(scores, values, picked)
 
 
-def _peaks(probabilities: Array, times: Array, threshold: float, apart_seconds: float = 0.3) -> list[float]:
-    """Times of local maxima above a threshold, none within ``apart_seconds`` of a higher one."""
+def _peaks(probabilities: Array, times: Array, apart_seconds: float = 0.3) -> list[tuple[float, float]]:
+    """Time and height of the local maxima, none within ``apart_seconds`` of a higher one."""
     step = float(np.median(np.diff(times))) if len(times) > 1 else 1.0
     width = 2 * max(1, round(apart_seconds / step)) + 1
     smooth = uniform_filter1d(probabilities, 3, mode="nearest")
-    peaks = (smooth >= maximum_filter1d(smooth, width, mode="nearest")) & (smooth >= threshold)
-    return [float(time) for time in times[peaks]]
+    highest = smooth >= maximum_filter1d(smooth, width, mode="nearest")
+    return list(zip(times[highest].tolist(), smooth[highest].tolist(), strict=True))
+
+
+def _above(peaks: Sequence[tuple[float, float]], threshold: float) -> list[float]:
+    """Times of the peaks that reach a threshold."""
+    return [time for time, height in peaks if height >= threshold]
