@@ -111,9 +111,8 @@ def test_the_other_pictures(frames):
     timelines = figures.boundary_timelines(
         [([1.0, 3.0], {"FG": (times, times / 4, [3.2]), "PS": (times, times, [])}, 4.0)]
     )
-    rows = figures.similarity_rows([(np.stack(frames), {"FG": blocks([3, 3]), "PS": blocks([6])}, [2.0], 4.0)] * 2)
     points = figures.points({"FG": [0.7, 0.8, 0.75], "pixels": [0.5]}, "accuracy", {"guess": 0.25})
-    for png in (timelines, rows, points):
+    for png in (timelines, points):
         assert pixels(png).shape[1] > 300
     assert not plt.get_fignums()  # nothing stays open
 

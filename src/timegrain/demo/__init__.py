@@ -7,26 +7,31 @@ import multiprocessing
 import os
 import sys
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from timegrain.data.eventworld import write_world
 from timegrain.demo.jobs import Done, Job, plain, quiet_process, run_job, world_features
 from timegrain.demo.page import write_page
+from timegrain.demo.reading import FINE, INSIDE_CEILING, MIDDLE, PERSISTENT, PIXELS, PYRAMID, RANDOM, VIDEO_CEILING
 from timegrain.files import atomic_path
 from timegrain.tasks.eventworld_eval import floors
 
+R = TypeVar("R")
+
 METHODS = (
-    ("TeG-PS (α = 0)", "teg", 0.0),
-    ("TeG (α = 0.5)", "teg", 0.5),
-    ("TeG-FG (α = 0.9)", "teg", 0.9),
-    ("supervised, events", "supervised_inside", 0.0),
-    ("supervised, videos", "supervised_video", 0.0),
-    ("random weights", "random", 0.0),
-    ("raw pixels", "pixels", 0.0),
+    (PERSISTENT, "teg", 0.0),
+    (MIDDLE, "teg", 0.5),
+    (FINE, "teg", 0.9),
+    (PYRAMID, "pyramid", 0.0),
+    (INSIDE_CEILING, "supervised_inside", 0.0),
+    (VIDEO_CEILING, "supervised_video", 0.0),
+    (RANDOM, "random", 0.0),
+    (PIXELS, "pixels", 0.0),
 )
 
 
@@ -49,7 +54,7 @@ def demo(*, out: Path = Path("runs/demo"), quick: bool = False, seed: int = 0, j
         json: Print the results as one JSON object.
     """
     started = time.time()
-    num_train, num_test, steps = (320, 160, 130) if quick else (600, 400, 240)
+    num_train, num_test, steps = (320, 160, 200) if quick else (600, 400, 300)
     worlds = {seed + i: out / "worlds" / f"seed{seed + i}" for i in range(1 if quick else 3)}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     spent: dict[str, float] = {}
@@ -57,23 +62,29 @@ def demo(*, out: Path = Path("runs/demo"), quick: bool = False, seed: int = 0, j
         write_world(world, num_train, number, "train", num_test_videos=num_test, workers=cores)
     spent["generating videos"] = time.time() - started
     mark = time.time()
-    fixed = {}
-    for number, world in worlds.items():
-        # raw pixels also fill the frame caches that all jobs of a world share
-        parts = [world_features(world, split, None) for split in ("train", "test")]
-        fixed[number] = floors(*parts)
+    parts = [(number, split) for number in worlds for split in ("train", "test")]
+    features = _run(world_features, [(worlds[number], split, None) for number, split in parts], "decoding once", cores)
+    known = dict(zip(parts, features, strict=True))
+    fixed = {number: floors(known[number, "train"], known[number, "test"]) for number in worlds}
     spent["decoding once"] = time.time() - mark
     jobs = [
         Job(name, kind, world, out / "jobs" / f"{kind}{f'-a{alpha:g}' if kind == 'teg' else ''}-seed{number}", number,
-            steps if kind not in ("random", "pixels") else 0, alpha)
-        for name, kind, alpha in METHODS
+            0 if kind in ("random", "pixels") else steps, alpha)
+        for name, kind, alpha in METHODS if not quick or kind != "pyramid"
         for number, world in worlds.items()
     ]  # fmt: skip
     mark = time.time()
-    done = _run(jobs, cores)
+    done = _run(run_job, [(job,) for job in jobs], "training and evaluating", cores, _news)
     spent["training and evaluating"] = time.time() - mark
     spent["in all"] = time.time() - started
-    facts = {"train": num_train, "test": num_test, "steps": steps, "quick": quick, "worlds": len(worlds)}
+    facts = {
+        "train": num_train,
+        "test": num_test,
+        "worlds": len(worlds),
+        "steps": steps,
+        "pyramid": not quick,
+        "quick": quick,
+    }
     results = {
         "facts": facts,
         "jobs": [plain(item) for item in done],
@@ -89,20 +100,30 @@ def demo(*, out: Path = Path("runs/demo"), quick: bool = False, seed: int = 0, j
         print(page)
 
 
-def _run(jobs: list[Job], cores: int) -> list[Done]:
-    """All jobs, one per core at a time, with a line of progress; in the order given."""
+def _news(done: Done) -> str:
+    return f"{done.job.name}, world {done.job.seed}: event class {done.scores['event']:.2f}"
+
+
+def _run(
+    work: Callable[..., R],
+    calls: Sequence[tuple[Any, ...]],
+    what: str,
+    cores: int,
+    news: Callable[[R], str] | None = None,
+) -> list[R]:
+    """All calls, one per core at a time, with a line of progress; results in the order given."""
     context = multiprocessing.get_context("spawn")
-    found: dict[int, Done] = {}
+    found: dict[int, R] = {}
     with (
-        ProcessPoolExecutor(min(cores, len(jobs)), mp_context=context, initializer=quiet_process) as pool,
-        tqdm(total=len(jobs), desc="training and evaluating", dynamic_ncols=True, file=sys.stderr) as bar,
+        ProcessPoolExecutor(min(cores, len(calls)), mp_context=context, initializer=quiet_process) as pool,
+        tqdm(total=len(calls), desc=what, dynamic_ncols=True, file=sys.stderr) as bar,
     ):
-        waiting: dict[Any, int] = {pool.submit(run_job, job): index for index, job in enumerate(jobs)}
-        bar.set_postfix_str("the first results take a minute")
+        waiting = {pool.submit(work, *arguments): index for index, arguments in enumerate(calls)}
+        if news:
+            bar.set_postfix_str("the first results take a minute")
         for future in as_completed(waiting):
-            item = future.result()
-            found[waiting[future]] = item
-            scores = item.evaluation.scores
-            bar.set_postfix_str(f"{item.job.name}, world {item.job.seed}: event {scores['event']:.2f}")
+            result = found[waiting[future]] = future.result()
+            if news:
+                bar.set_postfix_str(news(result))
             bar.update()
     return [found[index] for index in sorted(found)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import os
 import time
 from dataclasses import dataclass, field
@@ -19,11 +21,13 @@ from timegrain.data.clips import VideoClips
 from timegrain.data.frame_cache import FrameCache
 from timegrain.data.manifest import Manifest, VideoRow
 from timegrain.data.transforms import AugmentConfig, center_view, to_model_input
+from timegrain.files import atomic_path
+from timegrain.losses import Level
 from timegrain.models.hub import EncoderConfig, VideoEncoder, load_encoder, save_weights
 from timegrain.optim import OptimConfig
 from timegrain.sampling import ClipSpec
 from timegrain.tasks.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
-from timegrain.tasks.eventworld_eval import Evaluation, FeatureSet, LabelledEvent, evaluate
+from timegrain.tasks.eventworld_eval import FeatureSet, LabelledEvent, evaluate
 from timegrain.tasks.supervised import train_supervised
 
 LONG, SHORT = ClipSpec(16, 4), ClipSpec(8, 2)
@@ -46,13 +50,22 @@ AUGMENT = AugmentConfig(
 )
 
 
+PYRAMID = (
+    Level(1, 1, 0.25, "persistent"),
+    Level(1, 2, 0.25),
+    Level(1, 4, 0.25),
+    Level(2, 8, 0.25),
+)  # every granularity at once, each of the same weight
+NUM_EXAMPLES = 6  # test videos whose features are kept for pictures
+
+
 @dataclass(frozen=True)
 class Job:
     """What to do.
 
     Args:
         name: Of the method, as the tables show it.
-        kind: ``teg``, ``supervised_inside``, ``supervised_video``, ``random`` or ``pixels``.
+        kind: ``teg``, ``pyramid``, ``supervised_inside``, ``supervised_video``, ``random`` or ``pixels``.
         world: Folder of the world, with the splits ``train`` and ``test``.
         out: Folder of the job.
         seed: Of weights and data order.
@@ -69,25 +82,76 @@ class Job:
     alpha: float = 0.0
 
 
-@dataclass
+@dataclass(frozen=True)
+class Example:
+    """What a method makes of one test video, for pictures.
+
+    Args:
+        features: (steps, D).
+        timestamps_seconds: (steps,).
+        probabilities: (steps,), of a boundary.
+        detections_seconds: Boundaries found.
+    """
+
+    features: np.ndarray
+    timestamps_seconds: np.ndarray
+    probabilities: np.ndarray
+    detections_seconds: np.ndarray
+
+
+@dataclass(frozen=True)
 class Done:
     """What came of it.
 
     Args:
         job: Which job.
-        evaluation: Scores and boundaries of the test videos.
+        scores: As :func:`timegrain.tasks.eventworld_eval.evaluate` names them.
         seconds: Of training, and of features with probes.
-        examples: Features (steps, D) of the first test videos.
+        examples: The first test videos.
     """
 
     job: Job
-    evaluation: Evaluation
+    scores: dict[str, float]
     seconds: dict[str, float]
-    examples: list[np.ndarray] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
+
+    def save(self) -> None:
+        """Keep it in the job's folder, so that the same demo again need not do the job again."""
+        record = {"job": _record(self.job), "scores": self.scores, "seconds": self.seconds}
+        arrays = {
+            f"{field.name}_{number}": getattr(example, field.name)
+            for number, example in enumerate(self.examples)
+            for field in dataclasses.fields(Example)
+        }
+        with atomic_path(self.job.out / "result.npz") as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, record=json.dumps(record), **arrays)
+
+    @classmethod
+    def load(cls, job: Job) -> Done | None:
+        """The result of the same job in the same folder, None if there is none."""
+        path = job.out / "result.npz"
+        if not path.exists():
+            return None
+        with np.load(path, allow_pickle=False) as file:
+            record = json.loads(str(file["record"]))
+            if record["job"] != _record(job):
+                return None
+            names = [field.name for field in dataclasses.fields(Example)]
+            count = sum(key.startswith(names[0]) for key in file)
+            examples = [Example(*(file[f"{name}_{number}"] for name in names)) for number in range(count)]
+        return cls(job, record["scores"], record["seconds"], examples)
+
+
+def _record(job: Job) -> dict[str, Any]:
+    """A job as JSON holds it; its folders may move."""
+    return {name: value for name, value in dataclasses.asdict(job).items() if name not in ("world", "out")}
 
 
 def run_job(job: Job) -> Done:
-    """Do one job; everything it prints goes to ``log.txt`` in its folder."""
+    """Do one job, or take what is known of it; everything it prints goes to ``log.txt`` in its folder."""
+    known = Done.load(job)
+    if known is not None:
+        return known
     job.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
@@ -96,10 +160,18 @@ def run_job(job: Job) -> Done:
         encoder = _encoder(job)
         trained = time.perf_counter()
         train, test = (world_features(job.world, split, encoder) for split in ("train", "test"))
-        evaluation = evaluate(train, test)
+        found = evaluate(train, test)
         finished = time.perf_counter()
+    examples = [
+        Example(
+            test.features[i], test.timestamps_seconds[i], found.probabilities[i], np.array(found.detections_seconds[i])
+        )
+        for i in range(min(NUM_EXAMPLES, len(test.features)))
+    ]
     seconds = {"training": trained - started, "features and probes": finished - trained}
-    return Done(job, evaluation, seconds, test.features[:8])
+    done = Done(job, found.scores, seconds, examples)
+    done.save()
+    return done
 
 
 def _encoder(job: Job) -> VideoEncoder | None:
@@ -110,7 +182,7 @@ def _encoder(job: Job) -> VideoEncoder | None:
         torch.manual_seed(job.seed)
         return VideoEncoder(_config()).eval()
     weights = job.out / "weights.safetensors"
-    if job.kind == "teg":
+    if job.kind in ("teg", "pyramid"):
         from timegrain.tasks.pretrain import pretrain
 
         pretrain(
@@ -127,7 +199,7 @@ def _encoder(job: Job) -> VideoEncoder | None:
                 cache_folder=job.world / "frames",
             ),
             model=ModelConfig(backbone="r3d_tiny", head_hidden=96, head_layers=2, head_out=64),
-            objective=ObjectiveConfig(alpha=job.alpha),
+            objective=ObjectiveConfig(levels=list(PYRAMID) if job.kind == "pyramid" else None, alpha=job.alpha),
             augment=AUGMENT,
             optim=OPTIM,
             run=RunConfig(
@@ -235,4 +307,4 @@ def quiet_process() -> None:
 def plain(done: Done) -> dict[str, Any]:
     """A job's result for ``results.json``."""
     job = done.job
-    return {"name": job.name, "seed": job.seed, "steps": job.steps, **done.evaluation.scores, "seconds": done.seconds}
+    return {"name": job.name, "seed": job.seed, "steps": job.steps, **done.scores, "seconds": done.seconds}

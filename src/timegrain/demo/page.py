@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import numpy as np
 
 from timegrain.data.decoding import open_video
-from timegrain.data.manifest import Manifest
+from timegrain.data.manifest import Manifest, VideoRow
+from timegrain.demo.figures import paired_differences, score_panels, similarity_panels, video_strips
 from timegrain.demo.jobs import FEATURE_STRIDE, Done
-from timegrain.report.figures import boundary_timelines, loss_curves, similarity_rows
-from timegrain.report.page import Cell, Section, Table, render_page
+from timegrain.demo.reading import (
+    CEILINGS,
+    FINE,
+    FLOORS,
+    LEARNED,
+    MIDDLE,
+    PERSISTENT,
+    PIXELS,
+    PYRAMID,
+    RANDOM,
+    SCORES,
+    comparisons,
+    cuts_sentence,
+    pyramid_sentence,
+    summary,
+)
+from timegrain.report.figures import boundary_timelines, loss_curves, run_losses
+from timegrain.report.page import Cell, Section, Table, render_page, score_cell
 
-SCORES = {
-    "event": "event class",
-    "boundary_auc": "boundary AUC",
-    "boundary_f1": "boundary F1@0.05",
-    "clip": "video class, one clip",
-    "video": "video class, averaged",
-    "knn": "video class, kNN",
-}
-FINE, PERSISTENT = "TeG-FG (α = 0.9)", "TeG-PS (α = 0)"
+Floors = Mapping[int, Mapping[str, Mapping[str, float]]]
+"""Floors that look at no pixel: by world seed, ``majority`` or ``uniform``, and score."""
 
 
 def write_page(
     out: Path,
     facts: Mapping[str, Any],
     done: Sequence[Done],
-    fixed: Mapping[int, Mapping[str, Mapping[str, float]]],
+    fixed: Floors,
     worlds: Mapping[int, Path],
     spent: Mapping[str, float],
 ) -> Path:
@@ -45,6 +54,9 @@ def write_page(
         worlds: Folders by seed.
         spent: Seconds by stage.
     """
+    results = by_score(done)
+    first = {item.job.name: item for item in done if item.job.seed == done[0].job.seed}
+    rows = list(Manifest.open(worlds[done[0].job.seed] / "manifest.parquet").select(split="test"))
     sections = []
     if facts["quick"]:
         text = (
@@ -52,149 +64,161 @@ def write_page(
             "by, and none should be read off this page. The full demo (without --quick) takes up to ten minutes."
         )
         sections.append(Section(paragraphs=[text], note=True))
+    cuts = [world["uniform"]["boundary_f1"] for world in fixed.values()]
+    bullets = [*comparisons(results), cuts_sentence(results, cuts), pyramid_sentence(results)]
     sections += [
-        Section("What was done", _method(facts)),
-        Section("What came out", _verdicts(done, facts), _table(done, fixed)),
+        Section(
+            "What came out",
+            _how_to_read(facts),
+            png=paired_differences(results),
+            caption="Fine-grained minus persistent features: a point for each world, the bar their mean.",
+        ),
+        Section("In numbers", bullets=[text for text in bullets if text]),
+        Section("What was done", _method(facts), png=_strips(rows), caption=_STRIPS),
+        Section(
+            "Between floor and ceiling",
+            png=score_panels(results, _without_looking(fixed), ("event", "boundary_auc", "clip", "video")),
+            caption="Means over the worlds as bars and numbers, each world as a point. What learns without labels should "
+            "lie between the floors in grey and the network in green that was trained with this task's own labels; the "
+            "other green one was trained for the other task.",
+        ),
+        Section("All scores", table=_table(results, fixed)),
+        _similarity(first, rows),
+        _timelines(first, rows),
         _losses(done),
-        _similarity(done, worlds),
-        _timelines(done, worlds),
         Section("Time spent", table=_times(done, spent)),
     ]
-    return render_page("TimeGrain: one method, three granularities", sections, out)
+    footer = "Written by timegrain demo. All numbers of this page, unrounded, are in results.json beside it."
+    return render_page("One method, several granularities", sections, out, lead=summary(results), footer=footer)
+
+
+def by_score(done: Sequence[Done]) -> dict[str, dict[str, list[float]]]:
+    """Scores by name and method, one value per world, in the order of the jobs."""
+    results: dict[str, dict[str, list[float]]] = {score.key: {} for score in SCORES}
+    for item in done:
+        for key, methods in results.items():
+            methods.setdefault(item.job.name, []).append(item.scores[key])
+    return results
+
+
+def _how_to_read(facts: Mapping[str, Any]) -> list[str]:
+    text = (
+        "The paper's finding to compare with: tasks inside a video (which event is this, where does it end) prefer "
+        "fine-grained features, tasks about the whole video persistent ones. So its points would lie to the right in "
+        "the upper half of this picture, and to the left in the lower half."
+    )
+    if facts["worlds"] == 1:
+        return [text]
+    noise = np.sqrt(2 * 0.4 * 0.6 / facts["test"])
+    return [
+        text,
+        f"A difference counts as clear here if all {facts['worlds']} worlds agree in its sign and their mean is larger "
+        f"than their standard deviation. Chance alone moves a difference of two accuracies over {facts['test']} test "
+        f"videos by about ±{noise:.2f} in one world.",
+    ]
 
 
 def _method(facts: Mapping[str, Any]) -> list[str]:
+    several = facts["worlds"] > 1
+    pyramid = ", and as a pyramid of four levels at once (m = 1, 2, 4, 8)" if facts["pyramid"] else ""
     return [
-        f"EventWorld made {facts['worlds']} world{'s' if facts['worlds'] > 1 else ''} of fresh H.264 videos, "
-        f"{facts['train']} to learn from and {facts['test']} others to be tested on. Each shows a troupe of "
-        "ellipses on a textured ground: the ground's texture (9 classes) lasts as long as the video, the ellipses' posture "
-        "(8 classes) changes from event to event, and a video has 2 to 8 events of varying length.",
+        f"EventWorld made {facts['worlds']} world{'s' if several else ''} of fresh H.264 videos, "
+        f"{facts['train']} to learn from and {facts['test']} others to be tested on{' in each' if several else ''}. Each "
+        "video shows a troupe of ellipses on a textured ground: the ground's texture (9 classes) lasts as long as the "
+        "video, the ellipses' posture (8 classes) changes from event to event, and a video has 2 to 8 events of varying "
+        "length. Light, gain, position and direction of the texture wander and mean nothing.",
         f"The same small R3D was pre-trained without labels for {facts['steps']} steps with three weights α of the "
-        "fine-grained loss: 0 (TeG-PS, persistent), 0.5, and 0.9 (TeG-FG). Linear probes on the frozen features then "
-        "guess the class of every event, find the boundaries between events, and guess the class of the video, from the "
-        "clip in its middle and from its mean. Probes and thresholds see training videos only.",
+        f"fine-grained loss: 0 (TeG-PS, persistent), 0.5, and 0.9 (TeG-FG){pyramid}. Linear probes on the frozen features "
+        "then guess the class of every event, find the boundaries between events, and guess the class of the video, from "
+        "the clip in its middle and from its mean. Probes and thresholds see training videos only.",
         "Floors: the commonest class; evenly spaced boundaries, as many as score best on the training videos; 8 x 8 raw "
         "pixels; and the same network with random weights. Ceiling: the same network trained with the labels of the "
-        "events, or of the videos. The paper's finding to compare with: tasks inside a video prefer fine-grained features, "
-        "tasks about the whole video persistent ones.",
+        "events, or of the videos, for as many steps, under the same probes.",
     ]
 
 
-def _by_name(done: Sequence[Done], score: str) -> dict[str, list[float]]:
-    values: dict[str, list[float]] = {}
-    for item in done:
-        values.setdefault(item.job.name, []).append(item.evaluation.scores[score])
-    return values
+def _without_looking(fixed: Floors) -> dict[str, list[float]]:
+    """By score: the commonest class, or even cuts."""
+    found: dict[str, list[float]] = {}
+    for world in fixed.values():
+        for floor in world.values():
+            for score, value in floor.items():
+                found.setdefault(score, []).append(value)
+    return found
 
 
-def _verdicts(done: Sequence[Done], facts: Mapping[str, Any]) -> list[str]:
-    """Sentences made from the numbers, whatever they are."""
-    sentences = []
-    for score, expected in (("event", "FG"), ("boundary_auc", "FG"), ("clip", "PS"), ("video", "PS")):
-        values = _by_name(done, score)
-        differences = [f - p for f, p in zip(values[FINE], values[PERSISTENT], strict=True)]
-        winner = "FG" if mean(differences) > 0 else "PS"
-        agree = sum((difference > 0) == (winner == "FG") for difference in differences)
-        text = f"{SCORES[score][0].upper()}{SCORES[score][1:]}: TeG-{winner} is ahead by {abs(mean(differences)):.3f}"
-        if len(differences) > 1:
-            text += f" on average (spread {stdev(differences):.3f}), and in {agree} of {len(differences)} worlds"
-        text += ", as" if winner == expected else ", against what"
-        text += " the paper finds for tasks " + ("inside a video." if expected == "FG" else "about the whole video.")
-        if len(differences) > 1 and abs(mean(differences)) < stdev(differences):
-            text += " The difference is smaller than its spread: it settles nothing."
-        above = [name for name in ("raw pixels", "random weights") if mean(values[name]) >= max(
-            mean(values[FINE]), mean(values[PERSISTENT]))]  # fmt: skip
-        if above:
-            text += f" Neither is above {' or '.join(above)}."
-        sentences.append(text)
-    return sentences
-
-
-def _cell(values: Sequence[float]) -> Cell:
-    if len(values) == 1:
-        return f"{values[0]:.3f}", ""
-    return f"{mean(values):.3f} ± {stdev(values):.3f}", " ".join(f"{value:.3f}" for value in values)
-
-
-def _table(done: Sequence[Done], fixed: Mapping[int, Mapping[str, Mapping[str, float]]]) -> Table:
-    names = list(dict.fromkeys(item.job.name for item in done))
+def _table(results: Mapping[str, Mapping[str, Sequence[float]]], fixed: Floors) -> Table:
     rows: list[Sequence[Cell]] = []
-    for heading, part in (
-        ("Pre-trained without labels", names[:3]),
-        ("Ceiling: trained with labels", names[3:5]),
-        ("Floors", names[5:]),
-    ):
+    groups = (
+        ("Learned without labels", LEARNED),
+        ("Ceiling: trained with labels", CEILINGS),
+        ("Floors", FLOORS),
+    )
+    for heading, names in groups:
         rows.append([(heading, "")])
-        rows += [[(name, ""), *(_cell(_by_name(done, score)[name]) for score in SCORES)] for name in part]
-    for floor, words in (("majority", "commonest class"), ("uniform", "even cuts")):
-        cells: list[Cell] = [(words, "")]
-        for score in SCORES:
-            values = [world[floor][score] for world in fixed.values() if score in world[floor]]
-            cells.append(_cell(values) if values else ("", ""))
-        rows.append(cells)
-    worlds = len(fixed)
-    spread = "mean ± standard deviation; below, each world's value" if worlds > 1 else "one world: no spread"
-    return Table([spread, *SCORES.values()], rows)
+        known = [name for name in names if name in results["event"]]
+        rows += [[(name, ""), *(score_cell(results[score.key][name]) for score in SCORES)] for name in known]
+    blind = _without_looking(fixed)
+    rows.append([("commonest class / even cuts", ""), *(score_cell(blind.get(score.key, [])) for score in SCORES)])
+    several = len(fixed) > 1
+    spread = "mean ± standard deviation; below, each world's value" if several else "one world: no spread"
+    return Table([spread, *(score.name for score in SCORES)], rows)
+
+
+def _frames(row: VideoRow) -> np.ndarray:
+    with open_video(row.path) as reader:
+        frames: np.ndarray = reader.frames(np.arange(0, row.num_frames, FEATURE_STRIDE)).permute(0, 2, 3, 1).numpy()
+    return frames
+
+
+_STRIPS = "Three test videos along time, and under each its events: the direction and the build of the ellipses."
+
+
+def _strips(rows: Sequence[VideoRow]) -> bytes:
+    videos = []
+    for row in rows[:3]:
+        events = [(event["start_seconds"], event["end_seconds"], event["posture"]) for event in row.extra["events"]]
+        videos.append((_frames(row), events, row.duration_seconds, str(row.label)))
+    return video_strips(videos)
+
+
+def _similarity(first: Mapping[str, Done], rows: Sequence[VideoRow]) -> Section:
+    names = [name for name in (PERSISTENT, MIDDLE, FINE, PYRAMID, RANDOM, PIXELS) if name in first]
+    row = max(rows[:4], key=lambda row: len(row.extra["boundaries_seconds"]))
+    index = rows.index(row)
+    features = {name: first[name].examples[index].features for name in names}
+    png = similarity_panels(_frames(row), features, list(row.extra["boundaries_seconds"]), row.duration_seconds)
+    caption = (
+        "How alike the moments of one test video are to each kind of features (Fig. 3 of the paper): red alike, blue "
+        "unlike, seconds below, the video's frames on top, true boundaries dotted. Blocks along the diagonal, from one "
+        "dotted line to the next, are events told apart. Of the first four test videos this one has the most events."
+    )
+    return Section("Similarity over time", png=png, caption=caption)
+
+
+def _timelines(first: Mapping[str, Done], rows: Sequence[VideoRow]) -> Section:
+    videos = []
+    for index, row in enumerate(rows[:4]):
+        methods = {}
+        for name in (PERSISTENT, FINE):
+            seen = first[name].examples[index]
+            methods[name] = (seen.timestamps_seconds, seen.probabilities, seen.detections_seconds.tolist())
+        videos.append((list(row.extra["boundaries_seconds"]), methods, row.duration_seconds))
+    caption = (
+        "Boundaries of the first four test videos: true ones in black with their tolerance in grey, each method's "
+        "probability as a line, and what it reports as triangles."
+    )
+    return Section("Boundaries", png=boundary_timelines(videos), caption=caption)
 
 
 def _losses(done: Sequence[Done]) -> Section:
-    curves = {}
-    for item in done:
-        path = item.job.out / "metrics.csv"
-        if item.job.kind != "teg" or item.job.seed != done[0].job.seed or not path.exists():
-            continue
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        steps = np.array([float(row["step"]) for row in rows])
-        for part in ("fine", "persistent"):
-            if f"{part}/loss" in rows[0]:
-                loss = np.array([float(row[f"{part}/loss"]) for row in rows])
-                curves[f"{item.job.name}: {part}"] = (steps, loss, float(rows[0][f"{part}/chance_loss"]))
-    caption = "Losses of the first world's runs. 1 is guessing among the batch; the two losses are shown apart."
-    return Section("Learning", png=loss_curves(curves), caption=caption)
-
-
-def _first(done: Sequence[Done]) -> dict[str, Done]:
-    return {item.job.name: item for item in done if item.job.seed == done[0].job.seed}
-
-
-def _similarity(done: Sequence[Done], worlds: Mapping[int, Path]) -> Section:
-    first = _first(done)
-    names = [PERSISTENT, "TeG (α = 0.5)", FINE, "random weights", "raw pixels"]
-    rows = list(Manifest.open(worlds[done[0].job.seed] / "manifest.parquet").select(split="test"))
-    videos = []
-    for index in range(2):
-        row = rows[index]
-        with open_video(row.path) as reader:
-            frames = reader.frames(np.arange(0, row.num_frames, FEATURE_STRIDE)).permute(0, 2, 3, 1).numpy()
-        features = {name: first[name].examples[index] for name in names}
-        videos.append((frames, features, list(row.extra["boundaries_seconds"]), row.duration_seconds))
+    seed = done[0].job.seed
+    runs = {item.job.name: item.job.out for item in done if item.job.kind == "teg" and item.job.seed == seed}
     caption = (
-        "How alike the moments of two test videos are to each kind of features (Fig. 3 of the paper): red alike, blue "
-        "unlike, seconds along both sides, the video's frames on top, true boundaries dotted. Blocks along the "
-        "diagonal are events told apart."
+        "Losses of the first world's runs as a share of the loss of guessing among the batch; the fine-grained and the "
+        "persistent loss of one run are shown apart."
     )
-    return Section("Similarity over time", png=similarity_rows(videos), caption=caption)
-
-
-def _timelines(done: Sequence[Done], worlds: Mapping[int, Path]) -> Section:
-    first = _first(done)
-    rows = list(Manifest.open(worlds[done[0].job.seed] / "manifest.parquet").select(split="test"))
-    videos = []
-    for index in range(4):
-        row = rows[index]
-        methods = {}
-        for name in (PERSISTENT, FINE):
-            evaluation = first[name].evaluation
-            probability = evaluation.probabilities[index]
-            times = (np.arange(len(probability)) + 0.5) * row.duration_seconds / len(probability)
-            methods[name] = (times, probability, evaluation.detections_seconds[index])
-        videos.append((list(row.extra["boundaries_seconds"]), methods, row.duration_seconds))
-    caption = (
-        "Boundaries of four test videos: true ones in black with their tolerance in grey, each method's probability as a "
-        "line, and what it reports as triangles."
-    )
-    return Section("Boundaries", png=boundary_timelines(videos), caption=caption)
+    return Section("Learning", png=loss_curves(run_losses(runs)), caption=caption)
 
 
 def _times(done: Sequence[Done], spent: Mapping[str, float]) -> Table:

@@ -106,44 +106,6 @@ def self_similarity(
         return to_png(figure)
 
 
-def similarity_rows(
-    videos: Sequence[tuple[npt.NDArray[np.uint8], Mapping[str, Array], Sequence[float], float]],
-) -> bytes:
-    """Self-similarity matrices under their frames, one row per video, one column per kind of features (Fig. 3).
-
-    Args:
-        videos: Per video: frames (T, H, W, 3), features (steps, D) by name, true boundaries in seconds, duration.
-    """
-    columns = len(videos[0][1])
-    with style():
-        # Three lines a video: its frames, its matrices, and room for the numbers under them.
-        figure, axes = plt.subplots(
-            3 * len(videos), columns, figsize=(2.1 * columns, 2.6 * len(videos)),
-            gridspec_kw={"height_ratios": [1, 7, 0.7] * len(videos), "hspace": 0.06, "wspace": 0.08}, squeeze=False,
-        )  # fmt: skip
-        for axis in axes[2::3].flat:
-            axis.axis("off")
-        for row, (frames, features, boundaries, duration) in enumerate(videos):
-            strip = np.concatenate(list(frames[np.linspace(0, len(frames) - 1, 8).round().astype(int)]), 1)
-            for column, (name, values) in enumerate(features.items()):
-                top, main = axes[3 * row, column], axes[3 * row + 1, column]
-                top.imshow(strip, aspect="auto", extent=(0, duration, 0, 1))
-                top.set_xlim(0, duration)
-                top.axis("off")
-                if row == 0:
-                    top.set_title(name)
-                extent = (0, duration, duration, 0)
-                main.imshow(cosine_matrix(values), vmin=-1, vmax=1, cmap="RdBu_r", extent=extent, aspect="auto")
-                for boundary in boundaries:
-                    main.axvline(boundary, color="black", lw=0.6, ls=":")
-                    main.axhline(boundary, color="black", lw=0.6, ls=":")
-                if column:
-                    main.set_yticklabels([])
-                if row == len(videos) - 1:
-                    main.set_xlabel("seconds")
-        return to_png(figure)
-
-
 def run_losses(runs: Mapping[str, Path]) -> dict[str, tuple[Array, Array, float]]:
     """The losses that pre-training runs wrote to their ``metrics.csv``, as :func:`loss_curves` takes them.
 
@@ -179,7 +141,7 @@ def loss_curves(curves: Mapping[str, tuple[Array, Array, float]]) -> bytes:
         curves: By name: steps, loss, chance loss.
     """
     with style():
-        figure, axis = plt.subplots(figsize=(6.6, 2.9))
+        figure, axis = plt.subplots(figsize=(5.4, 2.5))
         for name, (steps, loss, chance) in curves.items():
             values = np.asarray(loss) / chance
             (line,) = axis.plot(steps, _smooth(values), label=name, lw=1.4)
@@ -189,7 +151,7 @@ def loss_curves(curves: Mapping[str, tuple[Array, Array, float]]) -> bytes:
         axis.set_xlabel("step")
         axis.set_ylabel("loss / loss of guessing")
         axis.set_ylim(bottom=0)
-        axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02))
+        axis.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.2), ncols=2)
         return to_png(figure)
 
 
@@ -212,7 +174,7 @@ def boundary_timelines(
         videos: Per video: true boundaries, then by method (times, probabilities, detections), then the duration.
     """
     with style():
-        figure, axes = plt.subplots(len(videos), 1, figsize=(7.4, 1.35 * len(videos)), squeeze=False)
+        figure, axes = plt.subplots(len(videos), 1, figsize=(5.4, 1.1 * len(videos)), squeeze=False)
         for axis, (truth, methods, duration) in zip(axes[:, 0], videos, strict=True):
             for boundary in truth:
                 axis.axvspan(boundary - 0.05 * duration, boundary + 0.05 * duration, color="#eeeeee", lw=0)
