@@ -1,35 +1,23 @@
-"""Where does something change? Peaks of the difference between what lies before and after each time step.
+"""Where does something change? Segments of a video, by the change of an encoder's features or by a trained detector.
 
 python examples/find_boundaries.py a.mp4 runs/VIDEOS-a0.9/weights.safetensors
 
-Nothing is learned about boundaries here; features that resolve time are enough to look for them.
+With the weights of an encoder nothing was learned about boundaries: features that resolve time are enough to look for
+them. With those of `timegrain boundaries train` the trained detector and its threshold are used.
 """
 
 import sys
 from pathlib import Path
 
-import numpy as np
-from scipy.signal import find_peaks
-
 import timegrain
 
 
-def boundaries(video: Path, weights: Path, half_window: int = 4, prominence: float = 1.0) -> list[float]:
-    """Times in seconds at which the mean feature of `half_window` steps before differs most from that after.
-
-    `prominence` is how far a peak must stand out, in standard deviations over the video.
-    """
-    seen = timegrain.load(weights).embed(video, overlap=0.5)
-    features = seen.features - seen.features.mean(axis=0)
-    change = np.zeros(len(features))
-    for step in range(half_window, len(features) - half_window):
-        before = features[step - half_window : step].mean(axis=0)
-        after = features[step : step + half_window].mean(axis=0)
-        change[step] = 1 - before @ after / (np.linalg.norm(before) * np.linalg.norm(after) + 1e-12)
-    peaks, _ = find_peaks(change, prominence=max(prominence * change.std(), 1e-9))
-    return [float(seconds) for seconds in seen.start_seconds[peaks]]
+def main(video: Path, weights: Path) -> None:
+    """Print the segments, and how strong the boundary at each one's end is."""
+    found = timegrain.find_boundaries(video, model=weights, window_seconds=0.5)
+    for (start, end), strength in zip(found.segments, [*found.strengths, None], strict=True):
+        print(f"{start:6.2f} s to {end:6.2f} s" + (f"   boundary {strength:.3f}" if strength is not None else ""))
 
 
 if __name__ == "__main__":
-    for seconds in boundaries(Path(sys.argv[1]), Path(sys.argv[2])):
-        print(f"{seconds:.2f} s")
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -175,7 +175,8 @@ def test_evaluate_scores_saved_weights_and_keeps_floors(world, finished, tmp_pat
     kept = tmp_path / "e" / "floor_change.json"
     kept.write_text(json.dumps({key: [] for key in json.loads(kept.read_text())}))
     assert main([*command, "--out", str(tmp_path / "e"), "--mode", "dense"]) == 0
-    text = capsys.readouterr().out
+    text, warnings = capsys.readouterr()
+    assert "chosen on scores of mode windows" in warnings
     assert "F1@0.05" in text
     assert "uniform, every" in text
     assert next(line for line in text.splitlines() if line.startswith("change detector")).split()[2] == "0.00"

@@ -237,7 +237,8 @@ def _choose(
     )
     rules: tuple[Literal["runs", "peaks"], ...] = ("runs", "peaks") if picking.rule == "auto" else (picking.rule,)
     choice = choose_on(scored, aside, rules, picking.gap_seconds)
-    detector.config = replace(detector.config, picking=asdict(choice.picking))
+    extra = {**detector.config.extra, "picked": {"mode": evaluation.mode, "every": evaluation.every}}
+    detector.config = replace(detector.config, picking=asdict(choice.picking), extra=extra)
     save_detector(detector, out / "weights.safetensors")
     record = {
         **asdict(choice.picking), "f1": choice.f1, "mode": evaluation.mode, "num_videos": len(scored.scores),

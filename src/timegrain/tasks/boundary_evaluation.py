@@ -219,7 +219,7 @@ def score_and_write(
     name = f"{config.method}, {kept}, {method_name(config.extra.get('started_from', {}))}"
     rows = [Row(name, headline(truth.videos(), boundaries), "trained", seed), *annotation_floors(truth, train_truth)]
     if settings.video_floors:
-        rows += score_video_floors(truth, out, workers or None)
+        rows += score_video_floors(truth, out, max(1, workers))
     coverage = truth.manifest.coverage
     stem = str(truth.manifest.path.stem) if truth.manifest.path is not None else "videos"
     benchmark = str((coverage or {}).get("benchmark", stem))
@@ -287,6 +287,13 @@ def evaluate(
     detector = load_detector(weights).to(choose_device(device))
     if not detector.config.picking:
         print("warning: no threshold was chosen for these weights; 0.5 is used", file=sys.stderr)
+    picked = detector.config.extra.get("picked", {})
+    if picked and not detector.config.frozen and picked != {"mode": mode, "every": every}:
+        print(
+            f"warning: rule and threshold were chosen on scores of mode {picked['mode']}, every "
+            f"{picked['every'] or detector.config.every} frames; other scores may want another threshold",
+            file=sys.stderr,
+        )
     settings = BoundaryEvaluationConfig(chosen, mode, every, batch_size, video_floors)
     found, lines = score_and_write(detector, truth, trained_on, out, settings, free_workers(workers), seed, chosen)
     print(json_module.dumps(found) if json else "\n".join(lines))
