@@ -280,11 +280,11 @@ def test_probe_puts_the_seeds_of_a_method_in_one_row(weights, video_folder, tmp_
     manifest = write_manifest(video_folder, tmp_path / "m.parquet")
     config = load(weights, device="cpu").encoder.config
     runs = []
-    for seed, alpha in ((4, 0.0), (5, 0.0), (4, 0.9)):
+    persistent = {"objective": "TeG", "alpha": 0.0}
+    for seed, trained in ((4, persistent), (5, persistent), (4, {"objective": "supervised"})):
         runs.append(tmp_path / f"run{len(runs)}")
         runs[-1].mkdir()
         torch.manual_seed(len(runs))
-        trained = {"objective": "TeG", "alpha": alpha}
         save_weights(VideoEncoder(replace(config, extra=trained)), runs[-1] / "weights.safetensors")
         (runs[-1] / "config.yaml").write_text(f"run: {{seed: {seed}}}")
     options = ["--manifest", manifest, "--device", "cpu", "--workers", "0", "--random-seeds", "1", "--pixels", "false"]
@@ -292,8 +292,12 @@ def test_probe_puts_the_seeds_of_a_method_in_one_row(weights, video_folder, tmp_
     assert code == 0
     assert "TeG-PS (2 seeds)" in text
     together = read_result(tmp_path / "all" / "result.json").rows
-    assert [(row.method, row.seed) for row in together[:4]] == [
-        ("TeG-PS", 4), ("TeG-PS", 5), ("TeG-FG", 4), ("random weights", 0)]  # fmt: skip
+    assert [(row.method, row.role, row.seed) for row in together[:4]] == [
+        ("TeG-PS", "trained", 4),
+        ("TeG-PS", "trained", 5),
+        ("supervised", "ceiling", 4),
+        ("random weights", "floor", 0),
+    ]
     alone = [run(capsys, "probe", f"--weights={one}", "--json", *options) for one in runs]
     for row, one, (code, text, _) in zip(together, runs, alone, strict=False):
         assert code == 0

@@ -121,7 +121,7 @@ def probe(
     used, task_rule = choose_videos(everything, split_train, split_test, hold_out)
     views = views_of(trained[0], num_clips, num_crops)
     candidates = [
-        Candidate(method_name(encoder.config.extra), "trained", seed_of_run(source), encoder)
+        Candidate(method_name(encoder.config.extra), _role(encoder), seed_of_run(source), encoder)
         for source, encoder in zip(sources, trained, strict=True)
     ]
     candidates += [Candidate(RANDOM, "floor", s, random_encoder(config, s)) for s in range(random_seeds)]
@@ -212,6 +212,11 @@ def find_encoders(sources: Sequence[str]) -> list[VideoEncoder]:
                     "that its random weights are the floor of all, and the shape of the clips. Probe them apart"
                 )
     return encoders
+
+
+def _role(encoder: VideoEncoder) -> Role:
+    """Trained with labels is a ceiling, not what is asked about."""
+    return "ceiling" if encoder.config.extra.get("objective") == "supervised" else "trained"
 
 
 def seed_of_run(source: str) -> int | None:
