@@ -3,9 +3,9 @@
     python benchmarks/boundary_study.py --out runs/boundary-study
 
 One world; per seed TeG-PS (α = 0) and TeG-FG (α = 0.9) are pre-trained on its training videos. A window classifier is
-then trained on each of: random weights, TeG-PS, TeG-FG (each frozen and fine-tuned), and raw pixels (8 x 8 colours, frozen). Rule
-and threshold come from training videos set aside. Floors: even spacing, change detector, PySceneDetect. Settings were
-written down before the first run and are not tuned. Stop it at any time; the same command goes on.
+then trained on each of: random weights, TeG-PS, TeG-FG (each frozen and fine-tuned), and raw pixels (8 x 8 colours,
+frozen). Rule and threshold come from training videos set aside. Floors: even spacing, change detector, PySceneDetect.
+Settings were written down before the first run and are not tuned. Stop it at any time; the same command goes on.
 
 Prints one line per method: F1@0.05 and mean F1, mean ± standard deviation over the seeds.
 """

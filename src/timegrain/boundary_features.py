@@ -12,6 +12,7 @@ import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +90,15 @@ class FeatureStore:
 
     def windows(self, path: str, candidates: npt.NDArray[np.int64]) -> Tensor:
         """(K, steps, D) float32: time steps of the windows of a video's candidates (K,)."""
-        entries = np.load(self.files[path], mmap_mode="r", allow_pickle=False)
-        rows = np.asarray(entries[self.layout.entries_of(candidates)], np.float32)
+        rows = np.asarray(_mapped(self.files[path])[self.layout.entries_of(candidates)], np.float32)
         return torch.from_numpy(rows)
+
+
+@lru_cache(maxsize=1024)
+def _mapped(file: Path) -> npt.NDArray[np.float16]:
+    """A video's entries, mapped and not read; opening a file costs more than reading a window from it."""
+    entries: npt.NDArray[np.float16] = np.load(file, mmap_mode="r", allow_pickle=False)
+    return entries
 
 
 def _state(path: str) -> str:
