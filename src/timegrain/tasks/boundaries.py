@@ -193,6 +193,8 @@ def train(
     if is_first_process():
         print(_describe(detector, learned, aside, test, batches, length, optim, run), file=sys.stderr)
         run_record(out, {"started": started, "schedule": length.__dict__})
+    if run.compile and not config.frozen:
+        detector.features.compile()
     task = BoundaryTask(detector, optim, length, out / "weights.safetensors", decay, run.channels_last)
     trainer = fit(
         task,
