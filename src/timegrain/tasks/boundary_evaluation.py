@@ -266,6 +266,10 @@ def evaluate(
 ) -> None:
     """Score a trained detector on the videos of a manifest: submission file, F1 beside its floors, coverage.
 
+    Examples::
+
+        timegrain boundaries evaluate gebd.parquet --weights runs/gebd-detector --out runs/gebd-detector/test --split val
+
     Args:
         manifest: Made by `timegrain prepare gebd` or `timegrain eventworld`.
         weights: Of `timegrain boundaries train`: the file, or the run's folder.

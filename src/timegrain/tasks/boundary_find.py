@@ -42,6 +42,11 @@ def find(
 
     Videos that cannot be read are named with the reason and do not stop the others.
 
+    Examples::
+
+        timegrain boundaries find VIDEOS --weights runs/VIDEOS-a0.9/weights.safetensors --out boundaries.csv
+        timegrain boundaries find a.mp4 b.mp4 --weights runs/gebd-detector --out boundaries.json --threshold 0.4
+
     Args:
         videos: Videos, and folders with videos.
         weights: A .safetensors file, the folder of a run, or OWNER/NAME on the Hugging Face Hub.
