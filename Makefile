@@ -26,10 +26,10 @@ demo: setup
 	$(BIN)/timegrain demo --out runs/demo
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu"
 
 test-all: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Peers that can't be had on this machine are no reason to stop: their rows say that they were not measured.
 $(PEERS): $(READY)
