@@ -36,11 +36,11 @@ METHODS = (
 
 
 def demo(*, out: Path = Path("runs/demo"), quick: bool = False, seed: int = 0, json: bool = False) -> None:
-    """Generate videos, pre-train at three granularities, evaluate, and write one page about it.
+    """Generate videos, pre-train at several granularities, evaluate, and write one page about it.
 
-    Three worlds of fresh videos (one with `--quick`), and in each: TeG-PS, TeG-FG and α = 0.5, supervised training as the
-    ceiling, random weights, raw pixels and constant answers as floors. Sized for ten minutes on two idle CPU cores, or
-    two minutes with `--quick`. The same command again keeps what is trained.
+    Three worlds of fresh videos (one with `--quick`), and in each: TeG-PS, α = 0.5, TeG-FG and a pyramid of four levels
+    (not with `--quick`), supervised training as the ceiling, random weights, raw pixels and constant answers as floors.
+    Sized for ten minutes on two idle CPU cores, or two minutes with `--quick`. The same command again keeps what is done.
 
     Examples::
 
