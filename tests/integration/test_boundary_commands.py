@@ -364,3 +364,27 @@ def test_every_shipped_config_trains_two_steps(config, small_world, tmp_path):
         losses = [float(row["loss"]) for row in csv.DictReader(file)]
     assert len(losses) == 2
     assert all(0 < loss < 30 for loss in losses)
+
+
+def test_planted_cuts_are_learned(tmp_path):
+    """Videos that change their picture at known times: a frozen detector on plain colours must find them on others."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(36):
+        marks = np.sort(rng.choice(np.arange(15, 85, 14), 3, replace=False)) + int(rng.integers(5))
+        colours = rng.integers(20, 235, (4, 1, 1, 3))
+        kinds = np.searchsorted(marks, np.arange(100), side="right")
+        frames = np.broadcast_to(colours[kinds], (100, 32, 32, 3)) + rng.integers(-15, 15, (100, 32, 32, 3))
+        path = make_video(tmp_path / f"v{number}.mp4", frames.clip(0, 255).astype(np.uint8))
+        rows.append({
+            "path": str(path), "num_frames": 100, "fps": 25.0, "duration_seconds": 4.0, "width": 32, "height": 32,
+            "split": "train" if number < 28 else "test", "boundaries_seconds": (marks / 25).tolist(),
+        })  # fmt: skip
+    manifest = Manifest.from_rows(rows, tmp_path).write(tmp_path / "m.parquet")
+    out = tmp_path / "run"
+    assert train(
+        out, manifest, "--backbone=frozen", "--model.backbone=pixels", "--data.every=2", "--data.batch_size=16",
+        "--run.steps=60", "--picking.gap_seconds=0.3",
+    ) == 0  # fmt: skip
+    (trained, uniform) = json.loads((out / "result.json").read_text())["rows"]
+    assert trained["scores"]["f1@0.05"] > uniform["scores"]["f1@0.05"] + 0.1
