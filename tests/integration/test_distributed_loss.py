@@ -72,9 +72,18 @@ def worker(rank: int) -> dict[str, Any]:
         name: losses_and_gradients(DistributedDataParallel(teg(levels, dtype)), batch(dtype, rows))
         for name, (levels, dtype) in CASES.items()
     }
+    results["chunks"] = in_chunks(rows)
     results["moco"] = queue_after_a_step(moco(), rows)
     results["gather"] = gather_beside_another_use(rank)
     return results
+
+
+def in_chunks(rows: slice) -> dict[str, Any]:
+    """Every video a chunk by itself, with the batch statistics of training."""
+    module = teg(*CASES["teg_fg"]).train()
+    module.chunk_size = 1
+    trained = module if rows.stop is None else DistributedDataParallel(module)
+    return losses_and_gradients(trained, batch(torch.float64, rows))
 
 
 def moco() -> MoCo:
@@ -137,6 +146,17 @@ def test_two_processes_give_the_gradient_of_one(processes: list[dict[str, Any]],
         if name.endswith(("num_negatives", "chance_loss")):  # of the whole batch, in each process
             torch.testing.assert_close(values, value.expand(WORLD), rtol=1e-6, atol=0)
     assert int(joined["losses"][next(n for n in joined["losses"] if n.endswith("num_negatives"))]) >= VIDEOS - 1
+
+
+@pytest.mark.multiprocess
+def test_gradient_caching_in_two_processes_is_that_of_one(processes: list[dict[str, Any]]) -> None:
+    """Chunks with batch statistics of their own, keys gathered over both processes, the network run again backward."""
+    joined = in_chunks(slice(None))
+    for process in processes:
+        for name, gradient in joined["gradients"].items():
+            torch.testing.assert_close(process["chunks"]["gradients"][name], gradient, rtol=0, atol=1e-12, msg=name)
+    losses = torch.stack([process["chunks"]["losses"]["loss"] for process in processes])
+    torch.testing.assert_close(losses.mean(), joined["losses"]["loss"], rtol=0, atol=1e-12)
 
 
 @pytest.mark.multiprocess

@@ -438,3 +438,32 @@ def test_every_shipped_config_trains_two_steps(config: Path, manifest: Path, tmp
     losses = [float(row["loss"]) for row in rows(tmp_path / "run")]
     assert len(losses) == 2
     assert all(0 < loss < 20 for loss in losses)
+
+
+def test_chunks_are_said_counted_and_resumed(manifest: Path, tmp_path: Path, capsys):
+    common = [f"--data.manifest={manifest}", "--run.chunk_size=2", "--run.monitor_every_epochs=0"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert pretrain(whole, *common, "--run.steps=3") == 0
+    said = capsys.readouterr().err
+    assert "4 videos in one contrastive batch" in said
+    assert "2 videos go through the network at once" in said
+    counts = {k: int(v) for k, v in load_file(whole / "weights.safetensors").items() if "num_batches" in k}
+    assert set(counts.values()) == {3 * 2 * 2}  # steps x clips x chunks
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            callbacks.FailedVideos, "on_train_batch_start",
+            lambda self, trainer, *rest: os.kill(os.getpid(), signal.SIGINT) if trainer.global_step == 1 and
+            not any(isinstance(c, callbacks.StopOnSignal) and c.is_asked for c in trainer.callbacks) else None,
+        )  # fmt: skip
+        assert pretrain(stopped, *common, "--run.steps=3") == 130
+    assert pretrain(stopped, *common, "--run.steps=3") == 0
+    assert_same_weights(whole, stopped)
+
+
+def test_a_chunk_of_one_video_is_refused(manifest: Path, tmp_path: Path, capsys):
+    options = [f"--data.manifest={manifest}", "--run.steps=1", "--run.chunk_size=2", "--data.batch_size=3"]
+    assert pretrain(tmp_path / "run", *options) == 2
+    assert "--run.chunk_size 2 cuts a batch of 3 videos into chunks of which one is a single video" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "run" / "run.json").exists()

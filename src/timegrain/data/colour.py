@@ -60,6 +60,10 @@ class Augmentation:
         """Join those of single clips to those of a batch."""
         return cls(*(np.stack([getattr(one, name) for one in augmentations]) for name in cls.__dataclass_fields__))
 
+    def __getitem__(self, rows: slice) -> Augmentation:
+        """Those of some clips of a batch."""
+        return Augmentation(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
     def __len__(self) -> int:
         if self.factors.ndim != 2:
             raise TypeError("the augmentation of a single clip has no length; join several with Augmentation.collate")

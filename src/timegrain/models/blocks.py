@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -17,9 +15,8 @@ import torch.nn.functional as F
 from einops import reduce
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
+from timegrain.distributed import recomputed
 from timegrain.models.non_local import Affinity, NonLocalBlock
 
 Padding = Literal["same", "symmetric"]
@@ -250,36 +247,6 @@ def residual_stage(
     return stage
 
 
-@contextmanager
-def _running_statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Inside, batch norms in training mode leave their running statistics as they are."""
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
-    before = [(m.momentum, None if m.num_batches_tracked is None else m.num_batches_tracked.clone()) for m in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, (momentum, count) in zip(norms, before, strict=True):
-            norm.momentum = momentum
-            if norm.num_batches_tracked is not None and count is not None:
-                norm.num_batches_tracked.copy_(count)
-
-
-def _checkpoint_contexts(stage: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    # The backward pass runs the stage a second time; its batch has been counted already.
-    return nullcontext(), _running_statistics_kept(stage)
-
-
-def _checkpointed(stage: nn.Module, x: Tensor) -> Tensor:
-    if torch.compiler.is_compiling():  # the compiler recomputes values, not the update of the running statistics
-        out: Tensor = checkpoint(stage, x, use_reentrant=False, preserve_rng_state=False)
-        return out
-    contexts = partial(_checkpoint_contexts, stage)
-    out = checkpoint(stage, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
-    return out
-
-
 class Backbone(nn.Module, ABC):
     """A network from clips to features that keeps time.
 
@@ -328,8 +295,9 @@ class Backbone(nn.Module, ABC):
 
     def _run_stage(self, stage: nn.Module, x: Tensor) -> Tensor:
         if self.checkpoint_stages and self.training and torch.is_grad_enabled():
-            return _checkpointed(stage, x)
-        out: Tensor = stage(x)
+            out: Tensor = recomputed(stage, stage, x)
+            return out
+        out = stage(x)
         return out
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
+from timegrain.distributed import RowsOnDemand
 from timegrain.losses import embedding_spread
 from timegrain.models.heads import ProjectionHead
 from timegrain.models.hub import VideoEncoder
@@ -75,7 +76,7 @@ class BYOL(Objective):
 
     def forward(
         self,
-        clips: Sequence[Float[Tensor, "batch 3 frames height width"]],
+        clips: Sequence[Float[Tensor, "batch 3 frames height width"] | RowsOnDemand],
         indices: Sequence[Shaped[Tensor, "batch _"]],
     ) -> dict[str, Tensor]:
         """Losses of one batch.
@@ -89,10 +90,10 @@ class BYOL(Objective):
             target of their own video than to those of this process's other videos) and ``spread`` of the projections,
             which falls to 0 when they collapse.
         """
-        projections = torch.stack([project(self.encoder, clip, self.head) for clip in clips])
+        projections = torch.stack([project(self.encoder, clip, self.head, self.chunk_size) for clip in clips])
         predictions = torch.stack([self.predictor(of_clip) for of_clip in projections])
         with torch.no_grad():
-            targets = torch.stack([project(self.momentum_encoder, clip, self.head) for clip in clips])
+            targets = torch.stack([project(self.momentum_encoder, clip, self.head, self.chunk_size) for clip in clips])
         with torch.autocast(predictions.device.type, enabled=False):
             loss = byol_loss(predictions, targets)
             with torch.no_grad():

@@ -18,7 +18,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
-from timegrain.distributed import gather_with_gradient, rank
+from timegrain.distributed import RowsOnDemand, gather_with_gradient, in_chunks, rank
 from timegrain.losses import embedding_spread, info_nce
 from timegrain.models.hub import VideoEncoder
 from timegrain.objectives.objective import Objective, check_head, check_temperature, project
@@ -115,7 +115,7 @@ class CVRL(Objective):
 
     def forward(
         self,
-        clips: Sequence[Float[Tensor, "batch 3 frames height width"]],
+        clips: Sequence[Float[Tensor, "batch 3 frames height width"] | RowsOnDemand],
         indices: Sequence[Shaped[Tensor, "batch _"]],
     ) -> dict[str, Tensor]:
         """Losses of one batch.
@@ -127,6 +127,10 @@ class CVRL(Objective):
         Returns:
             ``loss`` and the parts to log, as :func:`cvrl_loss` names them.
         """
-        first_clip, second_clip = clips
+        # Both views of the same videos are in a chunk, so that its batch statistics cover both as the whole batch's do.
+        views = in_chunks(self._both, clips, self.chunk_size, self.encoder)
+        return cvrl_loss(views["first"], views["second"], self.temperature)
+
+    def _both(self, first_clip: Tensor, second_clip: Tensor) -> dict[str, Tensor]:
         first, second = self.project(torch.cat([first_clip, second_clip])).chunk(2)
-        return cvrl_loss(first, second, self.temperature)
+        return {"first": first, "second": second}

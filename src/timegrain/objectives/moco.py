@@ -20,7 +20,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
-from timegrain.distributed import gather_with_gradient
+from timegrain.distributed import RowsOnDemand, gather_with_gradient
 from timegrain.losses import embedding_spread, info_nce
 from timegrain.models.hub import VideoEncoder
 from timegrain.objectives.momentum import check_momentum, follow, frozen_copy, momentum_at
@@ -98,7 +98,7 @@ class MoCo(Objective):
 
     def forward(
         self,
-        clips: Sequence[Float[Tensor, "batch 3 frames height width"]],
+        clips: Sequence[Float[Tensor, "batch 3 frames height width"] | RowsOnDemand],
         indices: Sequence[Shaped[Tensor, "batch _"]],
     ) -> dict[str, Tensor]:
         """Losses of one batch; in training mode its keys then enter the queue.
@@ -111,9 +111,9 @@ class MoCo(Objective):
             ``loss``; and, not differentiable, ``accuracy`` (share of pairs that score above the whole queue),
             ``spread`` of the queries, ``num_negatives`` and ``chance_loss`` = ln(1 + negatives).
         """
-        queries = torch.stack([_embed(self.encoder, clip, self.head) for clip in clips])
+        queries = torch.stack([self._embed(self.encoder, clip) for clip in clips])
         with torch.no_grad():
-            keys = torch.stack([_embed(self.momentum_encoder, clip, self.head) for clip in clips])
+            keys = torch.stack([self._embed(self.momentum_encoder, clip) for clip in clips])
         negatives = self.queue.to(keys.dtype)
         loss, accuracy = moco_loss(queries, keys, negatives, self.temperature)
         if self.training:
@@ -147,8 +147,7 @@ class MoCo(Objective):
         """Let the momentum encoder follow."""
         follow(self.momentum_encoder, self.encoder, momentum_at(progress, self.momentum))
 
-
-def _embed(encoder: VideoEncoder, clip: Tensor, head: str) -> Tensor:
-    """Unit embeddings, in float32 or wider."""
-    projections = project(encoder, clip, head)
-    return F.normalize(projections.to(torch.promote_types(projections.dtype, torch.float32)), dim=-1)
+    def _embed(self, encoder: VideoEncoder, clip: Tensor | RowsOnDemand) -> Tensor:
+        """Unit embeddings, in float32 or wider."""
+        projections = project(encoder, clip, self.head, self.chunk_size)
+        return F.normalize(projections.to(torch.promote_types(projections.dtype, torch.float32)), dim=-1)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from timegrain.distributed import RowsOnDemand, in_chunks
 from timegrain.models.hub import VideoEncoder
 
 
@@ -16,14 +17,17 @@ class Objective(nn.Module, ABC):
 
     Attributes:
         encoder: What is kept of it: backbone and heads, as users load them.
+        chunk_size: Videos whose clips go through the network at once (:func:`timegrain.distributed.in_chunks`); None is
+            the whole batch. The loss sees the whole batch either way.
     """
 
     encoder: VideoEncoder
+    chunk_size: int | None = None
 
     @abstractmethod
     def forward(
         self,
-        clips: Sequence[Float[Tensor, "batch 3 _ _ _"]],
+        clips: Sequence[Float[Tensor, "batch 3 _ _ _"] | RowsOnDemand],
         indices: Sequence[Shaped[Tensor, "batch _"]],
     ) -> dict[str, Tensor]:
         """Losses of one batch.
@@ -45,11 +49,18 @@ class Objective(nn.Module, ABC):
 
 
 def project(
-    encoder: VideoEncoder, clips: Float[Tensor, "clips 3 frames height width"], head: str
+    encoder: VideoEncoder,
+    clips: Float[Tensor, "clips 3 frames height width"] | RowsOnDemand,
+    head: str,
+    chunk_size: int | None = None,
 ) -> Float[Tensor, "clips channels"]:
     """One projection per clip, not normalised: features are averaged over space and time *before* the head."""
-    features = encoder(clips).mean(1, keepdim=True)
-    return encoder.embed(features, head).squeeze(1)
+
+    def network(rows: Tensor) -> dict[str, Tensor]:
+        features = encoder(rows).mean(1, keepdim=True)
+        return {head: encoder.embed(features, head).squeeze(1)}
+
+    return in_chunks(network, [clips], chunk_size, encoder)[head]
 
 
 def check_head(encoder: VideoEncoder, head: str) -> None:

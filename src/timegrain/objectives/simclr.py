@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from timegrain.distributed import RowsOnDemand
 from timegrain.objectives.cvrl import CVRL
 
 
@@ -23,7 +24,7 @@ class SimCLR(CVRL):
 
     def forward(
         self,
-        clips: Sequence[Float[Tensor, "batch 3 frames height width"]],
+        clips: Sequence[Float[Tensor, "batch 3 frames height width"] | RowsOnDemand],
         indices: Sequence[Shaped[Tensor, "batch _"]],
     ) -> dict[str, Tensor]:
         """Losses of one batch, named as :func:`timegrain.objectives.cvrl.cvrl_loss` names them.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from timegrain.distributed import RowsOnDemand, in_chunks
 from timegrain.losses import Level, TeGLoss
 from timegrain.models.hub import VideoEncoder
 from timegrain.objectives.objective import Objective
@@ -34,7 +35,7 @@ class TeG(Objective):
 
     def forward(
         self,
-        clips: Sequence[Float[Tensor, "batch 3 _ _ _"]],
+        clips: Sequence[Float[Tensor, "batch 3 _ _ _"] | RowsOnDemand],
         indices: Sequence[Shaped[Tensor, "batch _"]],
     ) -> dict[str, Tensor]:
         """Losses of one batch.
@@ -47,13 +48,13 @@ class TeG(Objective):
             ``loss`` and the parts to log, as :meth:`timegrain.losses.TeGLoss.forward` names them.
         """
         (long_clip, short_clip), (long_indices, short_indices) = clips, indices
-        long_features = self.encoder(long_clip)
-        short_features = self.encoder(short_clip)
-        heads = self.loss.heads
-        losses: dict[str, Tensor] = self.loss(
-            {head: self.encoder.embed(short_features, head) for head in heads},
-            {head: self.encoder.embed(long_features, head) for head in heads},
-            short_indices,
-            long_indices,
+        long, short = (
+            in_chunks(self._project, [clip], self.chunk_size, self.encoder) for clip in (long_clip, short_clip)
         )
+        losses: dict[str, Tensor] = self.loss(short, long, short_indices, long_indices)
         return losses
+
+    def _project(self, clips: Tensor) -> dict[str, Tensor]:
+        """Every time step, projected by each head."""
+        features = self.encoder(clips)
+        return {head: self.encoder.embed(features, head) for head in self.loss.heads}

@@ -288,7 +288,17 @@ class RunConfig(TrainingConfig):
         monitor_every_epochs: Epochs between looks at the features (kNN where there are labels, else retrieval of the
             same video); 0 never looks. The best checkpoint by it is kept as best.ckpt, to take weights from.
         monitor_videos: Videos that the monitor uses at most.
+        chunk_size: Videos of which a clip (cvrl, simclr: both) goes through the network at once; null is the whole batch.
+            By gradient caching the contrastive batch stays `data.batch_size` on each device while memory goes by the
+            chunk, for about a third more time (the backward pass runs the network again). Batch norms take their
+            statistics of each chunk by itself ("ghost batches"), as on many small GPUs; without norms, gradients are
+            those of the whole batch.
     """
 
     monitor_every_epochs: int = 10
     monitor_videos: int = 256
+    chunk_size: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_smallest(self, "run", {"chunk_size": 1})

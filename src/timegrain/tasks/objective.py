@@ -87,10 +87,14 @@ def describe(
     held = sum(tensor.numel() for tensor in module.state_dict().values())
     specs = clip_specs(data, objective)
     state = 4 * (held + trained * (3 if optim.name == "adamw" else 2))
-    activations = sum(activation_bytes(encoder, spec.num_frames, data.crop_size or 224) for spec in specs)
-    half = 0.5 if run.precision.endswith("mixed") else 1.0
-    memory = (state + activations * half * data.batch_size) / 2**30
+    memory = (state + _step_bytes(encoder, data, objective, run)) / 2**30
     accumulated = f" x {run.accumulate} accumulated" if run.accumulate > 1 else ""
+    chunks = []
+    if run.chunk_size is not None and run.chunk_size < data.batch_size:
+        chunks = [
+            f"chunks          {run.chunk_size} videos go through the network at once and the backward pass runs it again; "
+            "batch statistics are those of a chunk"
+        ]
     return "\n".join(
         [
             f"videos          {len(manifest):,} usable ({manifest.path})",
@@ -98,6 +102,7 @@ def describe(
             f"model           {encoder.config.backbone}, {trained / 1e6:.2f} M trained parameters with heads",
             f"objective       {_negatives(objective, schedule.global_batch)}",
             f"batch           {schedule.global_batch} videos in one contrastive batch{accumulated}",
+            *chunks,
             f"optimiser       {optim.name}, learning rate {optim.learning_rate:g} for the mean loss over the batch "
             f"(the reference family's 0.32 is for a sum over its replicas)",
             f"length          {schedule.steps:,} steps ({schedule.steps / schedule.steps_per_epoch:.1f} epochs of "
@@ -106,6 +111,19 @@ def describe(
             f"out             {run.out}",
         ]
     )
+
+
+def _step_bytes(encoder: VideoEncoder, data: DataConfig, objective: ObjectiveConfig, run: RunConfig) -> float:
+    """Bytes that a step keeps of a batch: all activations, or those of one chunk and the pixels of all as they came."""
+    size, specs = data.crop_size or 224, clip_specs(data, objective)
+    activations = [activation_bytes(encoder, spec.num_frames, size) for spec in specs]
+    half = 0.5 if run.precision.endswith("mixed") else 1.0
+    if run.chunk_size is None or run.chunk_size >= data.batch_size:
+        return sum(activations) * half * data.batch_size
+    pixels = sum(3 * spec.num_frames * size**2 for spec in specs)  # uint8
+    # CVRL and SimCLR take both clips of a video at once, the others one after the other.
+    at_once = sum(activations) if objective.name in ("cvrl", "simclr") else max(activations)
+    return at_once * half * run.chunk_size + pixels * data.batch_size
 
 
 def _clips(data: DataConfig, specs: Sequence[ClipSpec], objective: ObjectiveConfig) -> str:

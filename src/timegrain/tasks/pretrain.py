@@ -16,7 +16,9 @@ from torch import Tensor
 
 from timegrain.callbacks import FailedVideos, FeatureMonitor, MetricsCsv, run_record
 from timegrain.data.clips import collate
+from timegrain.data.colour import Augmentation
 from timegrain.data.transforms import AugmentConfig, apply_augmentation
+from timegrain.distributed import RowsOnDemand
 from timegrain.models.hub import VideoEncoder
 from timegrain.objectives.byol import BYOL
 from timegrain.objectives.cvrl import CVRL
@@ -32,6 +34,7 @@ from timegrain.tasks.setup import (
     Schedule,
     build_clips,
     build_loader,
+    check_chunks,
     is_first_process,
     open_run,
     plan,
@@ -89,11 +92,21 @@ class PretrainTask(TrainingTask):
         return self.objective.encoder
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Colour and blur on the device: uint8 (B, T, C, H, W) to float (B, C, T, H, W)."""
-        batch["clips"] = tuple(
-            apply_augmentation(clips, augmentation).to(self.dtype, memory_format=self.memory_format)
-            for clips, augmentation in zip(batch["clips"], batch.pop("augmentations"), strict=True)
-        )
+        """Colour and blur on the device: uint8 (B, T, C, H, W) to float (B, C, T, H, W).
+
+        With a chunk size, chunk by chunk when the network takes them: as floats, the clips of a batch of 1,024 would fill
+        a GPU by themselves.
+        """
+
+        def augmented(clips: Tensor, augmentation: Augmentation) -> Tensor | RowsOnDemand:
+            def rows(chosen: slice) -> Tensor:
+                coloured = apply_augmentation(clips[chosen], augmentation[chosen])
+                return coloured.to(self.dtype, memory_format=self.memory_format)
+
+            return rows(slice(None)) if self.objective.chunk_size is None else RowsOnDemand(len(clips), rows)
+
+        pairs = zip(batch["clips"], batch.pop("augmentations"), strict=True)
+        batch["clips"] = tuple(augmented(clips, augmentation) for clips, augmentation in pairs)
         return batch
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
@@ -150,10 +163,12 @@ def pretrain(
     encoder = build_encoder(data, model, objective)
     specs = clip_specs(data, objective)
     module = build_objective(objective, encoder, specs)
+    module.chunk_size = run.chunk_size
     clips = build_clips(data, specs, augment, manifest, run.seed, out)
     length = plan(data, run, len(clips))
     if length.global_batch < 2:
         raise ValueError("a batch of one video has nothing to contrast it with: --data.batch_size must be at least 2")
+    check_chunks(run.chunk_size, data.batch_size, model.head_norm)
     if is_first_process():
         print(describe(data, objective, optim, run, manifest, module, length), file=sys.stderr)
         run_record(out, {"started": started, "schedule": length.__dict__})

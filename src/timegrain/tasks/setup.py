@@ -25,6 +25,7 @@ from timegrain.data.loading import EpochBatchSampler, ResumableLoader
 from timegrain.data.manifest import Manifest
 from timegrain.data.scan import scan
 from timegrain.data.transforms import AugmentConfig
+from timegrain.distributed import chunk_rows
 from timegrain.files import atomic_path
 from timegrain.sampling import ClipSpec
 from timegrain.tasks.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig, TrainingConfig, with_defaults
@@ -232,6 +233,22 @@ def build_loader(
         dataset.global_batch = data.batch_size * trainer.world_size
     pin = trainer.strategy.root_device.type == "cuda"
     return ResumableLoader(dataset, sampler, collate, data.workers or 0, pin_memory=pin)
+
+
+def check_chunks(chunk_size: int | None, batch_size: int, norms: bool) -> None:
+    """Refuse chunks that leave a batch norm a single video to take statistics of.
+
+    Raises:
+        ValueError: If a chunk would be one video.
+    """
+    if chunk_size is None or not norms or batch_size <= chunk_size:
+        return
+    smallest = min(rows.stop - rows.start for rows in chunk_rows(batch_size, chunk_size))
+    if smallest < 2:
+        raise ValueError(
+            f"--run.chunk_size {chunk_size} cuts a batch of {batch_size} videos into chunks of which one is a single "
+            "video: it has no batch to take statistics of. Use at least 3, or 2 with an even --data.batch_size"
+        )
 
 
 def plan(data: Batches, run: TrainingConfig, num_videos: int) -> Schedule:
