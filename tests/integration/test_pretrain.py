@@ -21,6 +21,7 @@ from timegrain import callbacks
 from timegrain.cli import main
 from timegrain.data import clips
 from timegrain.objectives.teg import TeG
+from timegrain.tasks.training import TrainingTask
 
 TINY = [
     "--model.backbone=r3d_tiny", "--model.head_hidden=16", "--model.head_layers=1", "--model.head_out=8",
@@ -467,3 +468,36 @@ def test_a_chunk_of_one_video_is_refused(manifest: Path, tmp_path: Path, capsys)
         capsys.readouterr().err
     )
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_losses_looked_at_together_name_the_same_step_and_files(manifest: Path, tmp_path: Path, capsys, monkeypatch):
+    """As on a GPU: nothing is read at each step, but the step, its files and the last good checkpoint are as if."""
+    options = [
+        f"--data.manifest={manifest}",
+        "--run.steps=6",
+        "--run.monitor_every_epochs=0",
+        "--run.log_every_steps=4",
+    ]
+    forward, calls = TeG.forward, []
+
+    def break_third(self, clips, indices):
+        calls.append(1)
+        losses = forward(self, clips, indices)
+        return {**losses, "loss": losses["loss"] * torch.nan} if len(calls) == 3 else losses
+
+    monkeypatch.setattr(TeG, "forward", break_third)
+    said = []
+    for name, at_once in (("each", True), ("together", False), ("checkpoint", False)):
+        calls.clear()
+        monkeypatch.setattr(TrainingTask, "_reads_at_once", staticmethod(lambda loss, at_once=at_once: at_once))
+        every = 1 if name == "checkpoint" else 2
+        assert pretrain(tmp_path / name, *options, f"--run.checkpoint_every_steps={every}") == 2
+        said.append(capsys.readouterr().err.split("the loss is not finite at ")[1].replace(str(tmp_path / name), ""))
+        assert len(calls) == {"each": 3, "together": 4, "checkpoint": 3}[name]
+        assert checkpoint(tmp_path / name)["global_step"] == 2
+        kept = load_file(tmp_path / name / "weights.safetensors")
+        assert all(torch.isfinite(value).all() for value in kept.values())
+    assert said[0].startswith("step 2 (")
+    assert said[0].count(".mp4") == 4
+    assert said[1] == said[0]
+    assert said[2] == said[0]

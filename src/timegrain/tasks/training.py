@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -36,6 +36,14 @@ from timegrain.tasks.config import TrainingConfig
 from timegrain.tasks.setup import Schedule, is_first_process
 
 
+class _Step(NamedTuple):
+    """What is reported of a step whose loss turns out not to be finite."""
+
+    number: int
+    losses: dict[str, Tensor]
+    videos: Tensor
+
+
 class TrainingTask(LightningModule):
     """A task that trains an encoder, or something on it: optimiser, schedule, logs and weights are here.
 
@@ -53,6 +61,7 @@ class TrainingTask(LightningModule):
         super().__init__()
         self.optim, self.length, self.weights = optim, length, weights
         self.memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
+        self._unseen: list[_Step] = []
 
     @property
     def encoder(self) -> VideoEncoder:
@@ -60,25 +69,47 @@ class TrainingTask(LightningModule):
         raise NotImplementedError
 
     def report(self, losses: dict[str, Tensor], batch: dict[str, Any]) -> Tensor:
-        """Log what a step computed and give back its ``loss``; one that is not finite stops the run."""
+        """Log what a step computed and give back its ``loss``; one that is not finite stops the run.
+
+        Reading a value makes the host wait for a GPU. There, the losses of some steps are looked at together: every
+        ``run.log_every_steps`` steps, before each checkpoint and at the end.
+        """
         loss = losses["loss"]
-        if not torch.isfinite(loss):
-            self._stop_on_non_finite(batch, losses)
+        parts = {name: value.detach() for name, value in losses.items() if name.endswith("loss")}
+        self._unseen.append(_Step(self.global_step, parts, batch["index"]))
+        if self._reads_at_once(loss) or len(self._unseen) >= self.trainer.log_every_n_steps:
+            self._check_losses()
         self.log_dict({name: value.detach() for name, value in losses.items()}, batch_size=len(batch["index"]))
         self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
 
-    def _stop_on_non_finite(self, batch: dict[str, Any], losses: dict[str, Tensor]) -> None:
+    def on_train_end(self) -> None:
+        """Look at the losses of the last steps."""
+        self._check_losses()
+
+    @staticmethod
+    def _reads_at_once(loss: Tensor) -> bool:
+        """Whether reading a value costs nothing."""
+        return loss.device.type == "cpu"
+
+    def _check_losses(self) -> None:
+        """Stop at the first step whose loss is not finite; the host waits here, once for all steps since the last look."""
+        steps, self._unseen = self._unseen, []
+        if not steps:
+            return
+        finite = torch.isfinite(torch.stack([step.losses["loss"] for step in steps])).tolist()
+        if not all(finite):
+            self._stop_on_non_finite(steps[finite.index(False)])
+
+    def _stop_on_non_finite(self, step: _Step) -> None:
         loader: Any = self.trainer.train_dataloader
         manifest = loader.dataset.manifest
-        files = "\n  ".join(manifest[int(index)].path for index in batch["index"])
-        parts = ", ".join(
-            f"{name} {float(value.detach()):g}" for name, value in losses.items() if name.endswith("loss")
-        )
+        files = "\n  ".join(manifest[int(index)].path for index in step.videos)
+        parts = ", ".join(f"{name} {float(value):g}" for name, value in step.losses.items())
         last = self.weights.parent / "checkpoints" / "last.ckpt"
         good = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
         raise ValueError(
-            f"the loss is not finite at step {self.global_step} ({parts}); {good}. Try a lower --optim.learning_rate "
+            f"the loss is not finite at step {step.number} ({parts}); {good}. Try a lower --optim.learning_rate "
             f"or 32-true precision. The batch's files:\n  {files}"
         )
 
@@ -91,6 +122,7 @@ class TrainingTask(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the weights on disk as fresh as the checkpoint; never write weights that are not finite."""
+        self._check_losses()
         bad = [name for name, tensor in self.state_dict().items() if not torch.isfinite(tensor).all()]
         if bad:
             raise ValueError(
