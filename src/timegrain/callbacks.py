@@ -173,7 +173,8 @@ class ProgressLine(Callback):
         if self.bar is not None and trainer.global_step > self.bar.n:
             self.bar.update(trainer.global_step - self.bar.n)
             # Reading a loss makes the host wait for a GPU: there, the numbers change every few steps.
-            if pl_module.device.type != "cpu" and trainer.global_step % trainer.log_every_n_steps:
+            every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # the engine sets it
+            if pl_module.device.type != "cpu" and trainer.global_step % every:
                 return
             rate = (self.bar.format_dict["rate"] or 0.0) * len(batch["index"]) * trainer.world_size
             rate *= trainer.accumulate_grad_batches

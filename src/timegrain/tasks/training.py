@@ -77,7 +77,8 @@ class TrainingTask(LightningModule):
         loss = losses["loss"]
         parts = {name: value.detach() for name, value in losses.items() if name.endswith("loss")}
         self._unseen.append(_Step(self.global_step, parts, batch["index"]))
-        if self._reads_at_once(loss) or len(self._unseen) >= self.trainer.log_every_n_steps:
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # the engine sets it
+        if self._reads_at_once(loss) or len(self._unseen) >= every:
             self._check_losses()
         self.log_dict({name: value.detach() for name, value in losses.items()}, batch_size=len(batch["index"]))
         self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
