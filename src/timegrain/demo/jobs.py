@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from timegrain.aggregation import time_step_positions
+from timegrain.aggregation import aggregate, time_step_positions
 from timegrain.data.clips import VideoClips
 from timegrain.data.frame_cache import FrameCache
 from timegrain.data.manifest import Manifest, VideoRow
@@ -267,7 +267,7 @@ def world_features(world: Path, split: str, encoder: VideoEncoder | None) -> Fea
     Args:
         world: Folder of the world.
         split: Which of its videos.
-        encoder: Whose features; None gives raw pixels, 8 x 8 grey pictures.
+        encoder: Whose features; None gives raw pixels, 8 x 8 grey pictures, two frames averaged.
     """
     manifest = Manifest.open(world / "manifest.parquet").select(split=split)
     cache = FrameCache.build(manifest, world / "frames")
@@ -280,8 +280,9 @@ def world_features(world: Path, split: str, encoder: VideoEncoder | None) -> Fea
             frames = [cache.frames(first + i, indices) for i in range(len(some))]
             if encoder is None:
                 pixels = torch.stack([center_view(clip, PIXELS)[:, 0] for clip in frames])
-                batch = pixels.flatten(2).double()
-                positions = torch.from_numpy(indices).double()
+                # pairs of frames as one step, so that the floor sees as many moments as the network gives
+                batch = aggregate(pixels.flatten(2).double(), len(indices) // 2)
+                positions = time_step_positions(torch.from_numpy(indices)[None], batch.shape[1])[0]
             else:
                 clips = torch.stack([center_view(clip, CROP) for clip in frames])
                 batch = encoder(to_model_input(clips)).double()
