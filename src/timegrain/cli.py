@@ -58,6 +58,7 @@ COMMANDS: dict[str, Command] = {
     "floors ava": Command("timegrain.tasks.floors:floors_ava", "AVA without a model: class prior"),
     "floors scenedetect": Command("timegrain.tasks.video_floors:floors_scenedetect", "boundaries: shot cuts"),
     "floors change": Command("timegrain.tasks.video_floors:floors_change", "boundaries: change of picture and motion"),
+    "doctor": Command("timegrain.tasks.doctor:doctor", "can this machine train? versions, decoders, devices, disk"),
     "model-info": Command("timegrain.models.info:model_info", "parameters, shapes and multiply-adds of a backbone"),
     "inflate-weights": Command(
         "timegrain.models.inflate:inflate_weights", "a network for videos from one for single frames (SimCLR)"

@@ -1,0 +1,223 @@
+"""``timegrain doctor``: whether this machine and environment can train and embed, and what to do where not."""
+
+from __future__ import annotations
+
+import importlib
+import json as json_module
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from packaging.requirements import Requirement
+
+_LIBRARIES = ("torch", "torchvision", "lightning", "av", "numpy", "pyarrow", "safetensors", "jsonargparse")
+_MALICIOUS = {("lightning", "2.6.2"), ("lightning", "2.6.3")}
+_MIN_FREE = 5e9  # bytes: below, a frame cache or checkpoints soon fill the disk
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at.
+
+    Attributes:
+        name: What.
+        state: ok, warning (works, but not as well as it could) or problem (something will fail).
+        found: What there is.
+        advice: What to do about it; empty where nothing is to be done.
+    """
+
+    name: str
+    state: Literal["ok", "warning", "problem"]
+    found: str
+    advice: str = ""
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _requires(package: str) -> list[str]:
+    try:
+        return metadata.requires(package) or []
+    except metadata.PackageNotFoundError:
+        return []
+
+
+def _libraries() -> Iterator[Finding]:
+    yield Finding("python", "ok", platform.python_version())
+    for name in _LIBRARIES:
+        version = _version(name)
+        if version is None:
+            yield Finding(name, "problem", "not installed", f"pip install {name}")
+            continue
+        if (name, version) in _MALICIOUS:  # not even imported
+            advice = "remove it, change this machine's credentials, and install lightning>=2.6.4"
+            yield Finding(name, "problem", f"{version}: this release on PyPI was malicious", advice)
+            continue
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # a broken library may raise anything; that is what is reported
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            hint = (
+                "torch and torchvision belong together: install both in one pip command, as constraints.txt pins them"
+            )
+            again = hint if name.startswith("torch") else f"pip install --force-reinstall {name}"
+            yield Finding(name, "problem", f"{version}, but it cannot be imported: {first}", again)
+        else:
+            yield Finding(name, "ok", version)
+    torch_version = _version("torch")
+    for wanted in map(Requirement, _requires("torchvision")):
+        if wanted.name == "torch" and torch_version and not wanted.specifier.contains(torch_version, prereleases=True):
+            advice = "install both in one pip command, as constraints.txt pins them"
+            found = f"torchvision is for {wanted}, not {torch_version}"
+            yield Finding("torch and torchvision", "problem", found, advice)
+    kinds = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
+    cv2 = [name for name in kinds if _version(name)]
+    if len(cv2) > 1:
+        advice = f"pip uninstall {' '.join(cv2)}; then pip install opencv-python-headless"
+        yield Finding("opencv", "problem", f"{' and '.join(cv2)} overwrite each other's files", advice)
+    else:
+        try:
+            yield Finding("opencv", "ok", str(importlib.import_module("cv2").__version__))
+        except Exception as error:
+            yield Finding("opencv", "problem", str(error).splitlines()[0], "pip install opencv-python-headless numpy")
+
+
+def _decoders(video: Path | None) -> Iterator[Finding]:
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = video or _small_video(Path(folder) / "doctor.mp4")
+            from timegrain.data.decoding import open_video
+
+            with open_video(path) as reader:
+                frame = reader.frames([0])[0]
+            yield Finding("a decoded frame", "ok", f"{video or 'a video made just now'}: {tuple(frame.shape)}")
+    except Exception as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        advice = (
+            "the file may be broken: `timegrain manifest check` says more"
+            if video
+            else "pip install --force-reinstall av"
+        )
+        yield Finding("a decoded frame", "problem", first, advice)
+    if _version("torchcodec") is None:
+        yield Finding("torchcodec", "ok", "not installed (an extra; PyAV decodes everything)")
+        return
+    try:
+        importlib.import_module("torchcodec.decoders")
+    except Exception as error:
+        advice = "it needs the system's FFmpeg libraries and the torch it was made for; or uninstall it, PyAV serves"
+        yield Finding("torchcodec", "warning", (str(error).splitlines() or ["cannot be imported"])[0], advice)
+    else:
+        yield Finding("torchcodec", "ok", str(_version("torchcodec")))
+
+
+def _small_video(path: Path) -> Path:
+    import av
+    import numpy as np
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for level in (40, 200):
+            picture = np.full((48, 64, 3), level, dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def _devices() -> Iterator[Finding]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if cores > 8 and "OMP_NUM_THREADS" not in os.environ:
+        advice = "export OMP_NUM_THREADS=1 where many processes share the machine: each may start a thread per core"
+        yield Finding("cores", "warning", f"{cores}, and OMP_NUM_THREADS is not set", advice)
+    else:
+        yield Finding("cores", "ok", str(cores))
+    try:
+        import torch
+    except Exception:  # reported above, with its reason
+        return
+    for index in range(torch.cuda.device_count()):
+        card = torch.cuda.get_device_properties(index)
+        half = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: use --run.precision 16-mixed"
+        yield Finding(f"GPU {index}", "ok", f"{card.name}, {card.total_memory / 2**30:.0f} GiB, {half}")
+    if torch.cuda.device_count():
+        return
+    if torch.backends.mps.is_available():
+        yield Finding("GPU", "ok", "Apple's (mps)")
+    elif shutil.which("nvidia-smi"):
+        built = f"was built for CUDA {torch.version.cuda}" if torch.version.cuda else "is a build for CPUs"
+        advice = "install the torch whose CUDA fits `nvidia-smi`; check CUDA_VISIBLE_DEVICES"
+        yield Finding("GPU", "problem", f"there is nvidia-smi, but torch sees no GPU; it {built}", advice)
+    else:
+        yield Finding("GPU", "ok", "none; small networks (r3d_tiny) train on the CPU")
+
+
+def _folder(folder: Path) -> Iterator[Finding]:
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder):
+            pass
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        advice = "choose a folder that can be written to: --run.out, --data.cache_folder"
+        yield Finding("folder", "problem", f"{folder} cannot be written to: {error.strerror}", advice)
+        return
+    found = f"{folder}: {free / 1e9:,.1f} GB free"
+    if free < _MIN_FREE:
+        yield Finding(
+            "folder", "warning", found, "checkpoints and cached frames soon fill it: make room or use another"
+        )
+    else:
+        yield Finding("folder", "ok", found)
+
+
+def examine(video: Path | None, folder: Path) -> list[Finding]:
+    """Look at everything; what is broken is a finding, never an error."""
+    looks: list[Callable[[], Iterator[Finding]]] = [
+        _libraries,
+        lambda: _decoders(video),
+        _devices,
+        lambda: _folder(folder),
+    ]
+    return [finding for look in looks for finding in look()]
+
+
+def doctor(*, video: Path | None = None, folder: Path = Path("."), json: bool = False) -> None:
+    """Look at versions, decoders, devices and disk, and say what to do where something is wrong.
+
+    Ends with exit code 0 if training could run here, warnings or not, and with 1 if a problem was found.
+
+    Examples::
+
+        timegrain doctor
+        timegrain doctor --video a.mp4 --folder runs --json
+
+    Args:
+        video: Decode a frame of this file instead of a video made for the purpose.
+        folder: Where runs or cached frames shall go; looked at for free space and whether it can be written to.
+        json: Print one JSON object instead of text.
+
+    Raises:
+        SystemExit: With 1, if there is a problem.
+    """
+    findings = examine(video, folder)
+    problems = sum(finding.state == "problem" for finding in findings)
+    if json:
+        result: dict[str, Any] = {"problems": problems, "findings": [finding._asdict() for finding in findings]}
+        print(json_module.dumps(result, indent=2))
+    else:
+        width = max(len(finding.name) for finding in findings)
+        for finding in findings:
+            print(f"{finding.state:<8} {finding.name:<{width}}  {finding.found}")
+            if finding.advice:
+                print(f"{'':<8} {'':<{width}}  -> {finding.advice}")
+        print(f"\n{problems} problem{'s' if problems != 1 else ''} found")
+    if problems:
+        raise SystemExit(1)
