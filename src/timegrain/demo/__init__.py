@@ -124,9 +124,14 @@ def _run(
         waiting = {pool.submit(work, *arguments): index for index, arguments in enumerate(calls)}
         if news:
             bar.set_postfix_str("the first results take a minute")
-        for future in as_completed(waiting):
-            result = found[waiting[future]] = future.result()
-            if news:
-                bar.set_postfix_str(news(result))
-            bar.update()
+        try:
+            for future in as_completed(waiting):
+                result = found[waiting[future]] = future.result()
+                if news:
+                    bar.set_postfix_str(news(result))
+                bar.update()
+        except BaseException:
+            # Ctrl-C reaches the workers too and ends what they do; what waits must not be begun.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return [found[index] for index in sorted(found)]
