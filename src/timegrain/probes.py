@@ -68,8 +68,10 @@ class LinearProbe:
         strengths = sorted(l2_grid, reverse=True)
         scores: dict[float, float] = {}
         best = strengths[0]
-        folds = grouped_folds(labels.cpu().numpy(), groups, num_folds, rng or np.random.default_rng(0))
-        if len(strengths) > 1 and folds.max() > 0:
+        folds = np.zeros(len(labels), np.int64)
+        if len(strengths) > 1:  # dividing many rows takes longer than the fit
+            folds = grouped_folds(labels.cpu().numpy(), groups, num_folds, rng or np.random.default_rng(0))
+        if folds.max() > 0:
             hits, losses = np.zeros(len(strengths)), np.zeros(len(strengths))
             for fold in range(folds.max() + 1):
                 held_out = torch.from_numpy(folds == fold).to(features.device)
