@@ -80,7 +80,7 @@ def step_of(
 
     def step(_: int) -> float:
         optimizer.zero_grad(set_to_none=True)
-        loss = objective(long, short, long_indices, short_indices)["loss"]
+        loss = objective((long, short), (long_indices, short_indices))["loss"]
         loss.backward()
         optimizer.step()
         return float(loss.detach())
