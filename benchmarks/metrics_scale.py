@@ -19,6 +19,7 @@ import csv
 import json
 import os
 import pickle
+import resource
 import statistics
 import subprocess
 import sys
@@ -134,6 +135,15 @@ def plain_gebd(folder: Path) -> dict[str, float]:
 WORKS = {"ava": (ours_ava, plain_ava), "gebd": (ours_gebd, plain_gebd)}
 
 
+def peak_gib() -> float:
+    """The highest memory of this process; getrusage's would be at least that of the process it was forked from."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 2**20
+
+
 def in_own_process(work: str, side: int, folder: Path) -> dict:
     """Run one side in a new process: its scores, CPU and wall seconds, and peak memory in GiB."""
     reference = Path(__file__).resolve().parents[1] / "tests" / "reference"
@@ -142,16 +152,16 @@ def in_own_process(work: str, side: int, folder: Path) -> dict:
     started = time.perf_counter()
     command = [sys.executable, __file__, "--one", work, str(side), str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
-    output = process.stdout.read()
+    found = json.loads(process.stdout.read() or "{}")
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"{work}, side {side}: ended with {process.returncode}")
     return {
-        "scores": json.loads(output),
+        "scores": found["scores"],
         "cpu": usage.ru_utime + usage.ru_stime,
         "wall": time.perf_counter() - started,
-        "gib": usage.ru_maxrss / 2**20,
+        "gib": found["peak_gib"],
     }
 
 
@@ -193,7 +203,8 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     if arguments.one:
         work, side, folder = arguments.one
-        print(json.dumps(WORKS[work][int(side)](Path(folder))))
+        scores = WORKS[work][int(side)](Path(folder))
+        print(json.dumps({"scores": scores, "peak_gib": peak_gib()}))
     else:
         for line in run(arguments.rounds, arguments.rows, arguments.videos):
             print(line)
