@@ -110,7 +110,8 @@ def _prefer(results: Results, *, inside: bool) -> str:
 
 def _says(where: str, winner: str) -> str:
     names = {"FG": "fine-grained features (TeG-FG) win", "PS": "persistent features (TeG-PS) win"}
-    return f"{where}, {names[winner]}." if winner else f"{where}, neither TeG-FG nor TeG-PS is clearly ahead in most scores."
+    says = names.get(winner, "neither TeG-FG nor TeG-PS is clearly ahead in most scores")
+    return f"{where}, {says}."
 
 
 def comparisons(results: Results) -> list[str]:
