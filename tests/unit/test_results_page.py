@@ -60,3 +60,14 @@ def test_page_and_table_hold_ours_published_floors_and_ceiling(tmp_path, capsys)
     assert "kinetics400: 4 of 8 validation videos (50.00 %)" in markdown
     assert "12 test items" in page
     assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_a_boundary_detector_stands_beside_its_published_row(tmp_path):
+    """By the names that `timegrain boundaries` writes."""
+    rows = [Row("window, fine-tuned, TeG-FG", {"f1@0.05": 0.5}, seed=0), Row("SceneDet", {"f1@0.05": 0.3}, "floor")]
+    write_result(tmp_path / "run", Result("gebd", "boundaries", {"f1@0.05": "F1@0.05"}, rows))
+    report([tmp_path / "run"], out=tmp_path / "out")
+    markdown = (tmp_path / "out" / "report.md").read_text()
+    assert "| window, fine-tuned, TeG-FG | 0.500 | 0.714 |" in markdown
+    assert "| SceneDet | 0.300 | 0.275 |" in markdown
+    assert "| PC |  | 0.625 |" in markdown
