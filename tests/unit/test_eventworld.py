@@ -14,7 +14,10 @@ from sklearn.preprocessing import StandardScaler
 
 from timegrain.cli import main
 from timegrain.data.decoding import open_video
+from timegrain.data.event_clips import VideoEvents
 from timegrain.data.eventworld import EventWorldConfig, generate, world_config, write_world
+from timegrain.data.eventworld_render import boxes_around
+from timegrain.data.key_frames import class_names, key_frames
 from timegrain.data.manifest import Manifest
 
 
@@ -106,3 +109,51 @@ def test_the_command_goes_on_does_nothing_twice_and_refuses_other_arguments(tmp_
     assert len(Manifest.open(out / "manifest.parquet")) == 3
     assert main([*command[:-2], "2"]) == 2
     assert "seed" in capsys.readouterr().err
+
+
+def test_individual_postures_change_who_does_what_and_nothing_else():
+    shared, own = EventWorldConfig(), EventWorldConfig(individual_postures=True)
+    differing = 0
+    for index in range(12):
+        together, apart = (generate(config, 4, "train", index) for config in (shared, own))
+        np.testing.assert_array_equal(together.places, apart.places)
+        assert together.events == apart.events
+        assert (together.postures == together.postures[:, :1]).all()
+        np.testing.assert_array_equal(apart.postures[:, 0], together.postures[:, 0])
+        assert (np.diff(apart.postures, axis=0) != 0).all()  # everyone changes at every boundary
+        differing += len(set(apart.postures[0].tolist())) > 1
+    assert differing > 8
+
+
+def test_boxes_hold_their_ellipse():
+    config = EventWorldConfig(size=64, individual_postures=True, actor_contrast=0.6, texture_contrast=0.0, nuisance=0.0)
+    for index in range(6):
+        video = generate(config, 8, "train", index)
+        start, end = (round(t * config.fps) for t in (video.events[0].start_seconds, video.events[0].end_seconds))
+        frame = (start + end) // 2
+        lit = video.frames[frame, ..., 0] > 160
+        boxes = boxes_around(video, 0, frame) * config.size
+        inside = np.zeros_like(lit)
+        for x1, y1, x2, y2 in boxes:
+            inside[int(y1) - 1 : int(np.ceil(y2)) + 2, int(x1) - 1 : int(np.ceil(x2)) + 2] = True
+            assert lit[int(y1) : int(np.ceil(y2)), int(x1) : int(np.ceil(x2))].mean() > 0.25
+        assert (lit & ~inside).mean() < 0.004  # the leaning, which boxes leave out
+
+
+def test_a_world_knows_the_columns_of_the_benchmarks(tmp_path: Path):
+    config = EventWorldConfig(min_events=5, max_events=5, individual_postures=True)
+    manifest = write_world(tmp_path / "five", 3, 2, config=config, num_test_videos=2, workers=1, preview=False)
+    frames = key_frames(manifest, list(class_names(manifest)))
+    assert len(frames) == 5 * 5
+    assert all(frame.boxes.shape == (4, 4) and (frame.actions.sum(1) == 1).all() for frame in frames)
+    events = VideoEvents.of(manifest.select(split="test"))
+    assert events.centres.shape == (2, 5)
+    assert [list(verbs) for verbs in events.verbs] == [[e["posture"] for e in row.extra["events"]] for row in manifest][3:]
+
+
+def test_a_world_of_an_earlier_version_is_still_known(tmp_path: Path):
+    write_world(tmp_path / "world", 2, 1, workers=1, preview=False)
+    record = json.loads((tmp_path / "world" / "world.json").read_text())
+    del record["individual_postures"]
+    (tmp_path / "world" / "world.json").write_text(json.dumps(record))
+    assert len(write_world(tmp_path / "world", 2, 1, workers=1, preview=False)) == 2

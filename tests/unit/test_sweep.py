@@ -117,6 +117,31 @@ def test_a_file_that_is_no_sweep_is_refused(tmp_path, changes, message):
         load_sweep(write(tmp_path, **changes), tmp_path, tmp_path)
 
 
+def test_a_setting_may_pretrain_nothing_and_choose_its_evaluations(tmp_path):
+    evaluations = {
+        **PLAN["evaluations"],
+        "finetune": {"command": "finetune", "data.manifest": "{people}", "weights_option": "w", "run.seed": "{seed}"},
+    }
+    scratch = {"name": "scratch", "weights": "none", "evaluations": {"finetune": {"model.backbone": "r3d_tiny"}}}
+    other = {"name": "cvrl", "config": "cvrl.yaml"}
+    file = write(tmp_path, evaluations=evaluations, settings=[*PLAN["settings"][:1], other, scratch])
+    plan = load_sweep(file, tmp_path / "v", tmp_path / "v", {"people": tmp_path / "p.parquet"})
+    jobs = plan_jobs(plan, tmp_path / "out")
+    assert [list(job.commands) for job in jobs[::2]] == [["pretrain", "finetune", "probe"]] * 2 + [["finetune"]]
+    assert f"--w {jobs[1].folder}/weights.safetensors" in " ".join(jobs[1].commands["finetune"])
+    assert f"--config {tmp_path}/cvrl.yaml" in " ".join(jobs[2].commands["pretrain"])
+    said = " ".join(jobs[5].commands["finetune"])
+    assert "--w " not in said
+    for words in ("--model.backbone r3d_tiny", f"--data.manifest {tmp_path}/p.parquet", "--run.seed 1"):
+        assert words in said
+    assert jobs[5].missing() == ["finetune"]
+    with pytest.raises(ValueError, match="people"):
+        load_sweep(file, tmp_path / "v", tmp_path / "v")
+    scratch["evaluations"] = {"nothing": {}}
+    with pytest.raises(ValueError, match="no evaluation 'nothing'"):
+        load_sweep(write(tmp_path, settings=[scratch]), tmp_path / "v", tmp_path / "v")
+
+
 def test_open_videos_and_impossible_jobs_are_refused(tmp_path):
     with pytest.raises(ValueError, match="--videos"):
         load_sweep(write(tmp_path))
@@ -133,12 +158,15 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 def test_shipped_sweeps_name_what_there_is(tmp_path, file):
     if "settings" not in yaml.safe_load(file.read_text()):
         return
-    plan = load_sweep(file, tmp_path / "v.parquet", tmp_path / "v.parquet")
+    more = {"people": tmp_path / "p.parquet", "detections": tmp_path / "d.csv"}
+    plan = load_sweep(file, tmp_path / "v.parquet", tmp_path / "v.parquet", more)
     jobs = plan_jobs(plan, tmp_path)
     assert len(jobs) == len(plan.settings) * len(plan.seeds)
     assert len(plan.seeds) >= 3
-    for words in jobs[0].commands.values():
-        # Every option of every stage is one that its command knows: the parser is asked, nothing is run.
-        assert parse_command(list(words))
+    for job in jobs:
+        if job.seed == plan.seeds[0] and (job is jobs[0] or "pretrain" not in job.commands):
+            for words in job.commands.values():
+                # Every option of every stage is one that its command knows: the parser is asked, nothing is run.
+                assert parse_command(list(words))
     assert f"timegrain sweep configs/{file.parent.name}/{file.name}" in file.read_text()
     assert set(plan.published) <= {str(setting["name"]) for setting in plan.settings}

@@ -6,26 +6,32 @@ The picture is described in :mod:`timegrain.data.eventworld_render`. A world is 
 ``manifest.parquet``   one row per video; written last, so its presence means that the world is complete
 ``SPLIT/00000.mp4`` …  the videos
 ``world.json``         the arguments that the world was made from
+``people.csv``         with ``individual_postures``: boxes as a fair detector would find them, for `timegrain localize`
 ``preview.png``        what it looks like
 =====================  ==========================================================================================
 
 In the manifest ``label`` is the video's scene and ``group`` its identity. Further columns: ``events``, a list of
 ``{start_seconds, end_seconds, label, posture, motion}`` (``label`` is the posture), ``boundaries_seconds``, ``seed``,
-``index`` and ``difficulty``.
+``index`` and ``difficulty``; and those by which the benchmarks' commands know their data, so that each can be tried on
+a world: ``event_centre_seconds``, ``verbs``, ``verb_sets``, ``index_in_split`` of VidSitu (postures as verbs, one annotator)
+and, where ellipses have postures of their own, ``key_frame_seconds``, ``boxes``, ``time_offset_seconds`` of AVA.
 """
 
 from __future__ import annotations
 
+import csv
 import json as json_module
 import multiprocessing
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from timegrain.data.eventworld_preview import save_preview
 from timegrain.data.eventworld_render import (
@@ -38,6 +44,7 @@ from timegrain.data.eventworld_render import (
     EventWorldConfig,
     Job,
     Video,
+    boxes_around,
     generate,
     identity,
     render_files,
@@ -134,7 +141,12 @@ def write_world(
     if not manifest_path.is_file():
         rows = [_row(config, seed, name, index, path) for name, index, path in files]
         assert len({row["group"] for row in rows}) == len(rows), "two videos of one identity"
-        Manifest.from_rows(rows, out).write(manifest_path)
+        actions = {str(number): posture for number, posture in enumerate(POSTURES, 1)}
+        there = {name: dict.fromkeys(("listed", "found", "usable"), count) for name, count in splits.items()}
+        coverage = {"benchmark": "eventworld", "splits": there, "label_map": actions}
+        if config.individual_postures:
+            _write_people(out / "people.csv", rows)
+        Manifest.from_rows(rows, out, coverage).write(manifest_path)
     return Manifest.open(manifest_path)
 
 
@@ -156,7 +168,8 @@ def _claim(out: Path, record: dict[str, Any], overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; --out needs a folder")
     try:
-        there = json_module.loads((out / "world.json").read_text())
+        # what a world of an earlier version does not name has its default
+        there = asdict(EventWorldConfig()) | json_module.loads((out / "world.json").read_text())
     except FileNotFoundError:
         there = None
         if out.is_dir() and any(out.iterdir()) and not overwrite:
@@ -173,7 +186,7 @@ def _claim(out: Path, record: dict[str, Any], overwrite: bool) -> None:
         changes = changes or "other settings"
         raise ValueError(f"{out} holds another world: {changes}. Choose another folder, or --overwrite")
     if there is not None or overwrite:
-        for name in ("manifest.parquet", "world.json", "preview.png"):
+        for name in ("manifest.parquet", "world.json", "people.csv", "preview.png"):
             (out / name).unlink(missing_ok=True)
         for name in {**(there or {}).get("splits", {}), **record["splits"]}:
             for video in (out / name).glob("[0-9][0-9][0-9][0-9][0-9].mp4"):
@@ -199,7 +212,7 @@ def _run(jobs: list[Job], workers: int) -> Iterator[int]:
 def _row(config: EventWorldConfig, seed: int, split: str, index: int, path: str) -> dict[str, Any]:
     """A video's row of the manifest."""
     script = write_script(config, seed, split, index)
-    return {
+    row = {
         "path": path,
         "num_frames": config.num_frames,
         "fps": config.fps,
@@ -215,7 +228,42 @@ def _row(config: EventWorldConfig, seed: int, split: str, index: int, path: str)
         "seed": seed,
         "index": index,
         "difficulty": _difficulty(config),
+        "event_centre_seconds": [(event.start_seconds + event.end_seconds) / 2 for event in script.events],
+        "verbs": [event.posture for event in script.events],
+        "verb_sets": [[event.posture] for event in script.events],
+        "index_in_split": index,
     }
+    return row | _who_does_what(generate(config, seed, split, index), config.fps) if config.individual_postures else row
+
+
+def _who_does_what(video: Video, fps: float) -> dict[str, Any]:
+    """AVA's columns: in the middle of each event a box around each ellipse, its posture the action."""
+    frames = [round((event.start_seconds + event.end_seconds) / 2 * fps) for event in video.events]
+    boxes = [
+        {"key_frame": number, **dict(zip(("x1", "y1", "x2", "y2"), box, strict=True)), "action": int(posture) + 1}
+        for number, frame in enumerate(frames)
+        for posture, box in zip(video.postures[number], boxes_around(video, number, frame).tolist(), strict=True)
+    ]
+    times = [frame / fps for frame in frames]
+    return {"video_id": video.identity, "key_frame_seconds": times, "time_offset_seconds": 0.0, "boxes": boxes}
+
+
+def _write_people(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Detections in AVA's form: true boxes, their sides moved by about a tenth of the size; one in ten is elsewhere."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        for row in rows:
+            rng = np.random.default_rng(int(row["group"], 16))
+            for box in row["boxes"]:
+                true = np.array([box[side] for side in ("x1", "y1", "x2", "y2")])
+                width, height = true[2:] - true[:2]
+                found = true + 0.1 * rng.standard_normal(4) * [width, height, width, height]
+                score = rng.uniform(0.6, 1.0)
+                if rng.random() < 0.1:  # somewhere else, of the same size
+                    centre = rng.uniform(0.2, 0.8, 2)
+                    found, score = np.r_[centre - true[2:] / 2 + true[:2] / 2, centre + true[2:] / 2 - true[:2] / 2], 0.5
+                seconds = row["key_frame_seconds"][box["key_frame"]]
+                writer.writerow([row["video_id"], f"{seconds:g}", *np.clip(found, 0, 1).round(4), round(score, 3)])
 
 
 def _difficulty(config: EventWorldConfig) -> str:
@@ -239,6 +287,7 @@ def eventworld(
     fps: float = 25.0,
     min_events: int = 2,
     max_events: int = 8,
+    individual_postures: bool = False,
     workers: int | None = None,
     overwrite: bool = False,
     preview: bool = True,
@@ -248,11 +297,13 @@ def eventworld(
 
     In each video a troupe of ellipses takes postures and moves, on a textured ground under changing light. The scene (9
     textures) is the video's class; posture (8) and motion (6) change together at every boundary between two events. The
-    same command again does nothing, or goes on where it was interrupted.
+    same command again does nothing, or goes on where it was interrupted. `probe`, `finetune`, `boundaries` and
+    `localize` read such a manifest; the events of `probe vidsitu` and `finetune vidsitu` must be five.
 
-    Example::
+    Examples::
 
         timegrain eventworld --out worlds/a --num-videos 800 --num-test-videos 600 --seed 1
+        timegrain eventworld --out worlds/five --num-videos 400 --num-test-videos 600 --min-events 5 --max-events 5
 
     Args:
         out: The folder to fill.
@@ -266,6 +317,8 @@ def eventworld(
         fps: Frames per second.
         min_events: Fewest events of a video.
         max_events: Most events of a video; the number is uniform between the two.
+        individual_postures: Give each ellipse a posture of its own, and the manifest a box around each, so that `timegrain
+            localize` can learn who does what; people.csv holds boxes as a fair detector would find them.
         workers: Processes; all cores by default.
         overwrite: Replace another world in the folder.
         preview: Write preview.png.
@@ -273,8 +326,9 @@ def eventworld(
     """
     began = time.perf_counter()
     config = world_config(
-        difficulty, size=size, num_frames=num_frames, fps=fps, min_events=min_events, max_events=max_events
-    )
+        difficulty, size=size, num_frames=num_frames, fps=fps, min_events=min_events, max_events=max_events,
+        individual_postures=individual_postures,
+    )  # fmt: skip
     manifest = write_world(
         out,
         num_videos,

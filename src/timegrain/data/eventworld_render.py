@@ -4,7 +4,8 @@ A video shows a troupe of ellipses on a textured ground. Three things in it have
 
 * **scene** (one per video): the ground's texture, a kind (stripes, checks, blobs) times a scale (fine, medium, coarse).
   Rotation, position and light of the ground wander all the time, so nothing else about it lasts as long as the video.
-* **posture** (one per event): the ellipses' build (slim, stout) times the direction of their long axis.
+* **posture** (one per event): the ellipses' build (slim, stout) times the direction of their long axis. All ellipses share
+  it, or, with ``individual_postures``, each takes its own: who does what.
 * **motion** (one per event): what the ellipses do, swing along one of four directions or circle one of two ways.
 
 Every boundary between events changes the posture *and* the motion, each drawn without regard to the other. So one list
@@ -72,6 +73,8 @@ class EventWorldConfig:
         actor_contrast: How much lighter the ellipses are than the ground's mean.
         texture_contrast: Amplitude of the ground's texture.
         nuisance: Strength of what changes smoothly inside a video and means nothing: a light blob, a gradient, a gain.
+        individual_postures: Each ellipse takes a posture of its own in every event, instead of all the same; the event's
+            label is the first ellipse's.
     """
 
     num_frames: int = 120
@@ -84,6 +87,7 @@ class EventWorldConfig:
     actor_contrast: float = 0.44
     texture_contrast: float = 0.20
     nuisance: float = 0.25
+    individual_postures: bool = False
 
     def __post_init__(self) -> None:
         if self.size < 16 or self.size % 2:
@@ -130,12 +134,14 @@ class Script:
         boundaries_seconds: Where one event turns into the next: the start of every event but the first.
         scene: The video's own class, one of ``SCENES``.
         identity: 32 hexadecimal digits that name (seed, split, index) and no other video.
+        postures: (num_events, num_actors) places in ``POSTURES``.
     """
 
     events: tuple[Event, ...]
     boundaries_seconds: tuple[float, ...]
     scene: str
     identity: str
+    postures: Indices
 
 
 @dataclass(frozen=True)
@@ -179,19 +185,19 @@ def generate(config: EventWorldConfig, seed: int, split: str, index: int) -> Vid
     Returns:
         The video with its events, boundaries and scene.
     """
-    script, (starts, postures, motions), rng = _draw(config, identity(seed, split, index))
+    script, (starts, motions), rng = _draw(config, identity(seed, split, index))
     weights = _event_weights(starts, config)
     picture = config.texture_contrast * _ground(rng, config, script.scene)
     places = _places(rng, config, motions, weights)
-    mask = _troupe(rng, config, postures, weights, places)
+    mask = _troupe(rng, config, script.postures, weights, places)
     picture += mask * (config.actor_contrast - picture)
     light, gain = _lighting(rng, config)
     grey = np.clip(255 * (GROUND_LEVEL + picture * gain + light) + 0.5, 0, 255).astype(np.uint8)
     return Video(**vars(script), frames=np.repeat(grey[..., None], 3, axis=-1), places=places)
 
 
-def _draw(config: EventWorldConfig, name: str) -> tuple[Script, tuple[Indices, Indices, Indices], np.random.Generator]:
-    """The script of a video, its events as numbers, and the generator that the rest of it is drawn from."""
+def _draw(config: EventWorldConfig, name: str) -> tuple[Script, tuple[Indices, Indices], np.random.Generator]:
+    """The script of a video, starts and motions of its events as numbers, and the generator of all the rest."""
     rng = np.random.default_rng(int(name, 16))
     scene = SCENES[rng.integers(len(SCENES))]
     starts, postures, motions = _draw_events(rng, config)
@@ -199,7 +205,13 @@ def _draw(config: EventWorldConfig, name: str) -> tuple[Script, tuple[Indices, I
     events = tuple(
         Event(edges[i], edges[i + 1], POSTURES[postures[i]], MOTIONS[motions[i]]) for i in range(len(starts))
     )
-    return Script(events, tuple(edges[1:-1]), scene, name), (starts, postures, motions), rng
+    by_actor = np.repeat(postures[:, None], len(CORNERS), 1)
+    if config.individual_postures:
+        # a generator of its own: places, grounds and light are those of the world whose ellipses agree
+        offsets = np.random.default_rng([int(name, 16), 1]).integers(len(POSTURES), size=len(CORNERS))
+        offsets[0] = 0
+        by_actor = (by_actor + offsets) % len(POSTURES)
+    return Script(events, tuple(edges[1:-1]), scene, name, by_actor), (starts, motions), rng
 
 
 def _draw_events(rng: np.random.Generator, config: EventWorldConfig) -> tuple[Indices, Indices, Indices]:
@@ -288,8 +300,9 @@ def _troupe(
     A posture is a point q = log(ratio) (cos 2a, sin 2a) of a plane, the ellipse its map exp(-M(q)) of determinant 1; a
     transition is a straight line in that plane, so the area never changes.
     """
-    ratio, angle = np.array([(r, a) for r, a in product(BUILDS.values(), DIRECTIONS.values())]).T
-    q = np.einsum("et,ec->ct", weights, np.stack([ratio * np.cos(2 * angle), ratio * np.sin(2 * angle)], 1)[postures])
+    ratio, angle = _shapes()
+    points = np.stack([ratio * np.cos(2 * angle), ratio * np.sin(2 * angle)], 1)[postures]
+    q = np.einsum("et,eac->cat", weights, points)  # (2, num_actors, T)
     sway = 2 * 0.20 * _wander(rng, len(places), config.num_frames, 25)  # each ellipse leans by some 11 degrees
     q1 = (q[0] * np.cos(sway) - q[1] * np.sin(sway))[..., None, None]  # (num_actors, T, 1, 1)
     q2 = (q[0] * np.sin(sway) + q[1] * np.cos(sway))[..., None, None]
@@ -302,6 +315,25 @@ def _troupe(
     even, q1, q2 = (a.astype(np.float32) for a in (even, odd * q1, odd * q2))
     squared = ((even - q1) * dx * dx + (even + q1) * dy * dy - (2 * q2 * dx) * dy) / ACTOR_RADIUS**2
     return np.asarray(np.clip(1.5 - squared.min(0), 0, 1), np.float32)
+
+
+def _shapes() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Log of the axes' ratio and angle of the long axis of every posture."""
+    ratio, angle = np.array([(r, a) for r, a in product(BUILDS.values(), DIRECTIONS.values())]).T
+    return ratio, angle
+
+
+def boxes_around(video: Video, event: int, frame: int) -> NDArray[np.float64]:
+    """Boxes around the ellipses at one frame, (num_actors, 4): x1, y1, x2, y2 as fractions of the picture.
+
+    Their leaning (some 11 degrees) is left out, and what lies outside the picture cut off.
+    """
+    ratio, angle = (values[video.postures[event]] for values in _shapes())
+    long, short = ACTOR_RADIUS * np.exp(ratio / 2), ACTOR_RADIUS * np.exp(-ratio / 2)
+    half = np.stack([np.hypot(long * np.cos(angle), short * np.sin(angle)),
+                     np.hypot(long * np.sin(angle), short * np.cos(angle))], 1)  # fmt: skip
+    centres = video.places[:, :, frame] + 0.5
+    return np.clip(np.concatenate([centres - half, centres + half], 1), 0, 1)
 
 
 def _steps(rng: np.random.Generator, motions: Indices, num_actors: int, num_frames: int) -> FloatArray:

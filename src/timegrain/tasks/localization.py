@@ -216,6 +216,7 @@ def _result(
         "freeze": options["freeze"],
         "metric": "frame-mAP at overlap 0.5, official rules, at most 50 detections per frame",
     }
+    benchmark = str((manifest.coverage or {}).get("benchmark", data.manifest.stem))
     return Result(
-        "ava-kinetics", "localization", {"map": "frame-mAP"}, rows, protocol, manifest.coverage, found.num_frames
+        benchmark, "localization", {"map": "frame-mAP"}, rows, protocol, manifest.coverage, found.num_frames
     )

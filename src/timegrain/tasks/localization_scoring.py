@@ -32,7 +32,7 @@ class LocalizationData:
     """Which key frames, and who is in them.
 
     Args:
-        manifest: From `timegrain prepare ava-kinetics`.
+        manifest: From `timegrain prepare ava-kinetics`, or `timegrain eventworld --individual_postures true`.
         split_train: Rows to train on, with their annotated boxes.
         split_test: Rows to score.
         people: Detected people of the test frames: csv rows video, time, x1, y1, x2, y2, score. By default they are

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json as json_module
+import re
 import shlex
 import subprocess
 import sys
@@ -24,6 +25,9 @@ from timegrain.progress import track
 from timegrain.report.results import NAME, read_result
 from timegrain.report.sweep_figures import sweep_grid, sweep_lines
 
+SEED = "{seed}"
+_OWN_KEYS = ("command", "config", "out_option", "weights_option")
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -32,9 +36,11 @@ class Sweep:
     Args:
         title: Of the figure.
         pretrain: Options of `timegrain pretrain`, by dotted name; `config` names a file beside the sweep's.
-        settings: One run each (times the seeds): `name`, and options that differ from `pretrain`.
-        evaluations: By name: `command`, and its options. It gets `--weights` and `--out` (or the option that `out_option`
-            names); `config` names a file beside the sweep's.
+        settings: One run each (times the seeds): `name`, and options that differ from `pretrain`, a `config` of its own among
+            them. `weights: none` pre-trains nothing: its evaluations begin from random weights. `evaluations` names the ones
+            that this setting has, each with options of its own; without it, all.
+        evaluations: By name: `command`, and its options. It gets `--weights` and `--out` (or the options that `weights_option`
+            and `out_option` name); `config` names a file beside the sweep's; "{seed}" is the run's seed.
         figure: `scores` (EVALUATION.METRIC), and `x` (an option, or absent for names) or `x` and `y` for a grid.
         seeds: Of the runs.
         published: By setting's name, numbers to draw beside ours.
@@ -70,7 +76,7 @@ class Job:
         evaluations = [
             name for name in self.commands if name != "pretrain" and not (self.folder / name / NAME).exists()
         ]
-        return ["pretrain", *evaluations] if evaluations else []
+        return [name for name in self.commands if name == "pretrain" or name in evaluations] if evaluations else []
 
 
 def sweep(
@@ -79,6 +85,7 @@ def sweep(
     out: Path | None = None,
     videos: Path | None = None,
     eval_videos: Path | None = None,
+    manifests: dict[str, Path] | None = None,
     pretrain: dict[str, Any] | None = None,
     seeds: list[int] | None = None,
     job: int | None = None,
@@ -102,13 +109,14 @@ def sweep(
         out: Folder of everything; by default runs/NAME.
         videos: Manifest to pre-train on; stands for {videos} in the file.
         eval_videos: Manifest to evaluate on, by default the same; stands for {eval_videos}.
+        manifests: Further ones by name, as {"people": "p.parquet"}; stands for {people}.
         pretrain: Options of `timegrain pretrain` that replace the file's, as {"run.steps": 100}.
         seeds: Instead of the file's.
         job: Run only the job of this number (0 is the first): what each task of a SLURM array does.
         slurm: Write OUT/sweep.sbatch, an array of independent jobs, and run nothing.
         json: Print one JSON object about what is done.
     """
-    plan = load_sweep(file, videos, eval_videos or videos)
+    plan = load_sweep(file, videos, eval_videos or videos, manifests)
     plan = dataclasses.replace(plan, pretrain={**plan.pretrain, **(pretrain or {})}, seeds=seeds or plan.seeds)
     out = out or Path("runs") / file.stem
     jobs = plan_jobs(plan, out)
@@ -128,13 +136,19 @@ def sweep(
         raise ValueError(f"{len(failed)} of {len(chosen)} jobs failed; the same command tries them again:\n{logs}")
 
 
-def load_sweep(file: Path, videos: Path | None = None, eval_videos: Path | None = None) -> Sweep:
+def load_sweep(
+    file: Path,
+    videos: Path | None = None,
+    eval_videos: Path | None = None,
+    manifests: Mapping[str, Path] | None = None,
+) -> Sweep:
     """Read a sweep.
 
     Args:
         file: The YAML file.
         videos: Put in for ``{videos}``.
         eval_videos: Put in for ``{eval_videos}``.
+        manifests: Put in for ``{NAME}``.
 
     Raises:
         ValueError: The file says something else than a sweep; the message names what.
@@ -154,16 +168,18 @@ def load_sweep(file: Path, videos: Path | None = None, eval_videos: Path | None 
         what = f"unknown key {unknown[0]!r}" if unknown else f"no {absent[0]!r}"
         raise ValueError(f"{file} has {what}; a sweep has {', '.join(names)}")
 
+    paths = {"videos": videos, "eval_videos": eval_videos, **(manifests or {})}
+
     def put_in(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: put_in(item) for key, item in value.items()}
         if isinstance(value, list):
             return [put_in(item) for item in value]
-        for name, path in (("{videos}", videos), ("{eval_videos}", eval_videos)):
-            if value == name:
-                if path is None:
-                    raise ValueError(f"{file} leaves the videos open: name a manifest with --videos")
-                return str(path)
+        if value != SEED and (named := re.fullmatch(r"\{(\w+)\}", str(value))):
+            if (path := paths.get(name := named[1])) is None:
+                option = "--videos FILE" if name in ("videos", "eval_videos") else f"--manifests '{{\"{name}\": \"FILE\"}}'"
+                raise ValueError(f"{file} leaves the videos open: name a manifest with {option}")
+            return str(path)
         return value
 
     plan = Sweep(**put_in(values))
@@ -176,7 +192,16 @@ def load_sweep(file: Path, videos: Path | None = None, eval_videos: Path | None 
         return {**values, "config": str((file.parent / config).resolve())} if config else dict(values)
 
     evaluations = {name: beside(values) for name, values in plan.evaluations.items()}
-    plan = dataclasses.replace(plan, pretrain=beside(plan.pretrain), evaluations=evaluations)
+    plan = dataclasses.replace(
+        plan,
+        pretrain=beside(plan.pretrain),
+        settings=[beside(setting) for setting in plan.settings],
+        evaluations=evaluations,
+    )
+    for setting in plan.settings:
+        for name in setting.get("evaluations", ()):
+            if name not in plan.evaluations:
+                raise ValueError(f"setting {setting['name']!r} of {file} has no evaluation {name!r} to choose")
     for score in _scores(plan):
         evaluation = score.partition(".")[0]
         if evaluation not in plan.evaluations:
@@ -195,21 +220,23 @@ def plan_jobs(plan: Sweep, out: Path) -> list[Job]:
         for seed in plan.seeds:
             name = str(setting["name"])
             folder = out / f"{name.replace('/', '-').replace(' ', '-')}-s{seed}"
-            run = {
-                **plan.pretrain,
-                **{key: value for key, value in setting.items() if key != "name"},
-                "run.seed": seed,
-                "run.out": str(folder),
-            }
-            commands = {"pretrain": ["pretrain", *_options(run)]}
-            for evaluation, values in plan.evaluations.items():
-                rest = {key: value for key, value in values.items() if key not in ("command", "config", "out_option")}
-                first = {"config": values["config"]} if "config" in values else {}
-                where = {"weights": str(folder / "weights.safetensors")}
-                where[values.get("out_option", "out")] = str(folder / evaluation)
-                commands[evaluation] = [*str(values["command"]).split(), *_options({**first, **where, **rest})]
+            trains = setting.get("weights") != "none"
+            commands = {"pretrain": ["pretrain", *_options(_pretraining(plan, setting, seed, folder))]} if trains else {}
+            for evaluation in setting.get("evaluations", plan.evaluations):
+                values = {**plan.evaluations[evaluation], **((setting.get("evaluations") or {}).get(evaluation) or {})}
+                options = {"config": values["config"]} if "config" in values else {}
+                if trains:
+                    options[values.get("weights_option", "weights")] = str(folder / "weights.safetensors")
+                options[values.get("out_option", "out")] = str(folder / evaluation)
+                options |= {key: seed if value == SEED else value for key, value in values.items() if key not in _OWN_KEYS}
+                commands[evaluation] = [*str(values["command"]).split(), *_options(options)]
             jobs.append(Job(name, seed, folder, commands))
     return jobs
+
+
+def _pretraining(plan: Sweep, setting: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
+    own = {key: value for key, value in setting.items() if key not in ("name", "weights", "evaluations")}
+    return {**plan.pretrain, **own, "run.seed": seed, "run.out": str(folder)}
 
 
 def _options(values: Mapping[str, Any]) -> list[str]:

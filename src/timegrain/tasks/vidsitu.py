@@ -58,7 +58,7 @@ class EventData:
     """Which events, and how they are seen.
 
     Args:
-        manifest: From `timegrain prepare vidsitu`.
+        manifest: From `timegrain prepare vidsitu`, or from `timegrain eventworld` with five events a video.
         split_train: Rows to learn from.
         split_test: Rows to score; only the validation split's verbs are published.
         num_frames: Frames of an event's clip; by default those of the weights' long clip, without weights 16.
@@ -366,14 +366,15 @@ def _finish(
     rows = [*rows, *verb_floors(*events)]
     coverage = tested.coverage
     seconds = time.time() - started
-    result = Result("vidsitu", task, METRICS, rows, protocol, coverage, 5 * len(tested), seconds=seconds)
+    benchmark = str((coverage or {}).get("benchmark", data.manifest.stem))
+    result = Result(benchmark, task, METRICS, rows, protocol, coverage, 5 * len(tested), seconds=seconds)
     file = write_result(out, result)
     if json:
         record = {"result": str(file), "scores": [asdict(row) for row in rows], "broken": list(broken.values())}
         print(json_module.dumps(record))
         return
     width = max(len(row.method) for row in rows) + 2
-    lines = [f"VidSitu, {task}: {len(tested):,} videos", *coverage_lines(coverage, data.manifest.parent)]
+    lines = [f"{benchmark}, {task}: {len(tested):,} videos", *coverage_lines(coverage, data.manifest.parent)]
     lines.append(" " * width + "".join(f"{name:>23}" for name in METRICS.values()))
     for row in rows:
         cells = "".join(f"{row.scores[key]:>23.4f}" if key in row.scores else f"{'-':>23}" for key in METRICS)
