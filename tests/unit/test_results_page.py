@@ -27,7 +27,12 @@ def a_result(seed, score, method="TeG-FG", views=30, benchmark="kinetics400"):
 
 def test_only_equal_protocols_share_a_table(tmp_path):
     results = [(tmp_path, a_result(0, 0.5)), (tmp_path, a_result(1, 0.6)), (tmp_path, a_result(2, 0.6, views=3))]
-    assert [len(group.results) for group in group_results(results)] == [2, 1]
+    groups = group_results(results)
+    assert [len(group.results) for group in groups] == [2, 1]
+    assert [group.title for group in groups] == [
+        "kinetics400: linear probe (views 30)", "kinetics400: linear probe (views 3)"
+    ]  # fmt: skip
+    assert group_results(results[:2])[0].title == "kinetics400: linear probe"
 
 
 def test_floors_measured_again_count_once_and_seeds_count_each(tmp_path):

@@ -13,8 +13,8 @@ The picture is described in :mod:`timegrain.data.eventworld_render`. A world is 
 In the manifest ``label`` is the video's scene and ``group`` its identity. Further columns: ``events``, a list of
 ``{start_seconds, end_seconds, label, posture, motion}`` (``label`` is the posture), ``boundaries_seconds``, ``seed``,
 ``index`` and ``difficulty``; and those by which the benchmarks' commands know their data, so that each can be tried on
-a world: ``event_centre_seconds``, ``verbs``, ``verb_sets``, ``index_in_split`` of VidSitu (postures as verbs, one annotator)
-and, where ellipses have postures of their own, ``key_frame_seconds``, ``boxes``, ``time_offset_seconds`` of AVA.
+a world: ``event_centre_seconds``, ``verbs``, ``verb_sets``, ``index_in_split`` of VidSitu (postures as verbs, one
+annotator) and, where ellipses have postures of their own, ``key_frame_seconds``, ``boxes``, ``time_offset_seconds`` of AVA.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def world_config(difficulty: str = "medium", **changes: Any) -> EventWorldConfig
     """The settings of a difficulty, some of them changed.
 
     Args:
-        difficulty: ``easy``, ``medium`` or ``hard``: contrast of actors and texture, and strength of the nuisances.
+        difficulty: ``calm``, ``easy``, ``medium`` or ``hard``: contrast of actors and texture, strength of the nuisances.
         **changes: Fields of ``EventWorldConfig``.
 
     Raises:
@@ -261,7 +261,10 @@ def _write_people(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
                 score = rng.uniform(0.6, 1.0)
                 if rng.random() < 0.1:  # somewhere else, of the same size
                     centre = rng.uniform(0.2, 0.8, 2)
-                    found, score = np.r_[centre - true[2:] / 2 + true[:2] / 2, centre + true[2:] / 2 - true[:2] / 2], 0.5
+                    found, score = (
+                        np.r_[centre - true[2:] / 2 + true[:2] / 2, centre + true[2:] / 2 - true[:2] / 2],
+                        0.5,
+                    )
                 seconds = row["key_frame_seconds"][box["key_frame"]]
                 writer.writerow([row["video_id"], f"{seconds:g}", *np.clip(found, 0, 1).round(4), round(score, 3)])
 
@@ -311,7 +314,8 @@ def eventworld(
         seed: Another seed gives other videos.
         split: Name of the split; videos of two splits never agree, whatever their seeds.
         num_test_videos: Also generate this many videos of the split "test", in the same manifest.
-        difficulty: easy, medium or hard: contrast of the actors and of the ground, strength of light changes.
+        difficulty: calm, easy, medium or hard: contrast of the actors and of the ground, and how much else than the events
+            changes inside a video (in calm, little).
         size: Height and width in pixels, even.
         num_frames: Frames of every video.
         fps: Frames per second.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from statistics import mean, stdev
@@ -26,9 +26,11 @@ class Group:
 
     Args:
         results: With the file of each.
+        differs: Settings that tell it from other groups of the same benchmark and task.
     """
 
     results: Sequence[tuple[Path, Result]]
+    differs: str = ""
 
     @property
     def first(self) -> Result:
@@ -37,8 +39,8 @@ class Group:
 
     @property
     def title(self) -> str:
-        """Benchmark and task."""
-        return f"{self.first.benchmark}: {self.first.task}"
+        """Benchmark and task, and what tells this protocol from others of the same."""
+        return f"{self.first.benchmark}: {self.first.task}" + (f" ({self.differs})" if self.differs else "")
 
     def methods(self, role: Role) -> dict[str, list[Row]]:
         """Rows by method, in order of first appearance; the same seed of a floor measured twice counts once."""
@@ -94,7 +96,19 @@ def group_results(results: Sequence[tuple[Path, Result]]) -> list[Group]:
     for path, result in results:
         key = json_module.dumps([result.benchmark, result.task, result.protocol], sort_keys=True)
         groups.setdefault(key, []).append((path, result))
-    return [Group(members) for members in groups.values()]
+    found = [Group(members) for members in groups.values()]
+    return [replace(group, differs=_difference(group, found)) for group in found]
+
+
+def _difference(group: Group, groups: Sequence[Group]) -> str:
+    """The settings of a group's protocol that no other group of the same benchmark and task has; at most two."""
+    others = [other.first.protocol for other in groups if other is not group and other.title == group.title]
+    own = {
+        key: value
+        for key, value in group.first.protocol.items()
+        if isinstance(value, str | int | float) and all(other.get(key) != value for other in others)
+    }
+    return ", ".join(f"{key} {value}" for key, value in list(own.items())[:2]) if others else ""
 
 
 def reading(group: Group) -> list[str]:

@@ -217,6 +217,4 @@ def _result(
         "metric": "frame-mAP at overlap 0.5, official rules, at most 50 detections per frame",
     }
     benchmark = str((manifest.coverage or {}).get("benchmark", data.manifest.stem))
-    return Result(
-        benchmark, "localization", {"map": "frame-mAP"}, rows, protocol, manifest.coverage, found.num_frames
-    )
+    return Result(benchmark, "localization", {"map": "frame-mAP"}, rows, protocol, manifest.coverage, found.num_frames)

@@ -36,11 +36,11 @@ class Sweep:
     Args:
         title: Of the figure.
         pretrain: Options of `timegrain pretrain`, by dotted name; `config` names a file beside the sweep's.
-        settings: One run each (times the seeds): `name`, and options that differ from `pretrain`, a `config` of its own among
-            them. `weights: none` pre-trains nothing: its evaluations begin from random weights. `evaluations` names the ones
-            that this setting has, each with options of its own; without it, all.
-        evaluations: By name: `command`, and its options. It gets `--weights` and `--out` (or the options that `weights_option`
-            and `out_option` name); `config` names a file beside the sweep's; "{seed}" is the run's seed.
+        settings: One run each (times the seeds): `name`, and options that differ from `pretrain`, a `config` of its own
+            among them. `weights: none` pre-trains nothing: its evaluations begin from random weights. `evaluations` names
+            the ones that this setting has, each with options of its own; without it, all.
+        evaluations: By name: `command`, and its options. It gets `--weights` and `--out` (or the options that
+            `weights_option` and `out_option` name); `config` names a file beside the sweep's; "{seed}" is the run's seed.
         figure: `scores` (EVALUATION.METRIC), and `x` (an option, or absent for names) or `x` and `y` for a grid.
         seeds: Of the runs.
         published: By setting's name, numbers to draw beside ours.
@@ -177,7 +177,9 @@ def load_sweep(
             return [put_in(item) for item in value]
         if value != SEED and (named := re.fullmatch(r"\{(\w+)\}", str(value))):
             if (path := paths.get(name := named[1])) is None:
-                option = "--videos FILE" if name in ("videos", "eval_videos") else f"--manifests '{{\"{name}\": \"FILE\"}}'"
+                option = (
+                    "--videos FILE" if name in ("videos", "eval_videos") else f'--manifests \'{{"{name}": "FILE"}}\''
+                )
                 raise ValueError(f"{file} leaves the videos open: name a manifest with {option}")
             return str(path)
         return value
@@ -221,14 +223,18 @@ def plan_jobs(plan: Sweep, out: Path) -> list[Job]:
             name = str(setting["name"])
             folder = out / f"{name.replace('/', '-').replace(' ', '-')}-s{seed}"
             trains = setting.get("weights") != "none"
-            commands = {"pretrain": ["pretrain", *_options(_pretraining(plan, setting, seed, folder))]} if trains else {}
+            commands = (
+                {"pretrain": ["pretrain", *_options(_pretraining(plan, setting, seed, folder))]} if trains else {}
+            )
             for evaluation in setting.get("evaluations", plan.evaluations):
                 values = {**plan.evaluations[evaluation], **((setting.get("evaluations") or {}).get(evaluation) or {})}
                 options = {"config": values["config"]} if "config" in values else {}
                 if trains:
                     options[values.get("weights_option", "weights")] = str(folder / "weights.safetensors")
                 options[values.get("out_option", "out")] = str(folder / evaluation)
-                options |= {key: seed if value == SEED else value for key, value in values.items() if key not in _OWN_KEYS}
+                options |= {
+                    key: seed if value == SEED else value for key, value in values.items() if key not in _OWN_KEYS
+                }
                 commands[evaluation] = [*str(values["command"]).split(), *_options(options)]
             jobs.append(Job(name, seed, folder, commands))
     return jobs

@@ -367,6 +367,7 @@ def _finish(
     coverage = tested.coverage
     seconds = time.time() - started
     benchmark = str((coverage or {}).get("benchmark", data.manifest.stem))
+    benchmark += "" if benchmark == "vidsitu" else ", events"  # its videos may have other labels, too
     result = Result(benchmark, task, METRICS, rows, protocol, coverage, 5 * len(tested), seconds=seconds)
     file = write_result(out, result)
     if json:
