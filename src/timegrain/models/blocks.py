@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from timegrain.distributed import recomputed
 from timegrain.models.non_local import Affinity, NonLocalBlock
+from timegrain.models.time_convolution import convolve_by_products, suits_products
 
 Padding = Literal["same", "symmetric"]
 
@@ -85,6 +86,8 @@ class Conv3d(nn.Conv3d):
         Returns:
             (B, D, T', H', W'), each axis ceil(n / stride) long.
         """
+        if suits_products(input, self.kernel_size, self.stride):
+            return convolve_by_products(input, self.weight, self.stride)
         if not self.depends_on_size:
             return super().forward(input)
         sides = [same_padding(n, k, s) for n, k, s in zip(input.shape[2:], self.kernel_size, self.stride, strict=True)]
@@ -140,7 +143,7 @@ class _Block(nn.Module, ABC):
     def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d t h2 w2"]:
         """(B, C, T, H, W) -> (B, D, T, H', W')."""
         shortcut = self.shortcut_norm(self.shortcut_conv(x)) if self.has_shortcut else x
-        return F.relu(self._branch(x) + shortcut)
+        return self._branch(x).add_(shortcut).relu_()
 
 
 class BottleneckBlock(_Block):
@@ -170,8 +173,8 @@ class BottleneckBlock(_Block):
         self.expand_norm = norm3d(width * self.expansion)
 
     def _branch(self, x: Tensor) -> Tensor:
-        x = F.relu(self.temporal_norm(self.temporal_conv(x)))
-        x = F.relu(self.spatial_norm(self.spatial_conv(x)))
+        x = self.temporal_norm(self.temporal_conv(x)).relu_()
+        x = self.spatial_norm(self.spatial_conv(x)).relu_()
         out: Tensor = self.expand_norm(self.expand_conv(x))
         return out
 
@@ -201,7 +204,7 @@ class BasicBlock(_Block):
         self.second_norm = norm3d(width)
 
     def _branch(self, x: Tensor) -> Tensor:
-        x = F.relu(self.first_norm(self.first_conv(x)))
+        x = self.first_norm(self.first_conv(x)).relu_()
         out: Tensor = self.second_norm(self.second_conv(x))
         return out
 
