@@ -99,6 +99,40 @@ def test_any_number_of_clips_in_a_batch(manifest: Manifest) -> None:
     assert all(torch.equal(one, other) for one, other in zip(batch["clips"], again["clips"], strict=True))
 
 
+def test_samples_of_a_visit_go_to_batches_of_their_own(manifest: Manifest) -> None:
+    one, several = (
+        VideoClips(manifest, (LONG, SHORT), crop_size=16, seed=3, samples_per_visit=number) for number in (1, 3)
+    )
+    keys = [(2, 1), (2, 4)]
+    batches = several.collate([several[key] for key in keys])
+    assert len(batches) == 3
+    assert [batch["index"].tolist() for batch in batches] == [[1, 4]] * 3
+    alone = one.collate([one[key] for key in keys])
+    for clip in range(2):  # the first sample is the one that would be drawn alone
+        assert torch.equal(batches[0]["clips"][clip], alone["clips"][clip])
+        assert torch.equal(batches[0]["indices"][clip], alone["indices"][clip])
+    assert not torch.equal(batches[1]["clips"][0], batches[2]["clips"][0])
+    rng = np.random.default_rng([3, 2, 4])
+    row = manifest[4]
+    plans = [draw_clips(rng, contained, row.num_frames, row.height, row.width, (LONG, SHORT), AugmentConfig()) for _ in
+             range(3)]  # fmt: skip
+    with open_video(row.path) as reader:
+        for batch, plan in zip(batches, plans, strict=True):
+            for clip, cut in enumerate(cut_clips(reader, plan, row.num_frames, 16)):
+                assert torch.equal(batch["clips"][clip][1], cut)
+
+
+def test_a_failure_is_told_once_per_visit(manifest: Manifest, tmp_path: Path) -> None:
+    columns = ("path", "num_frames", "fps", "duration_seconds", "width", "height")
+    rows = [{key: getattr(row, key) for key in columns} for row in list(manifest)[:4]]
+    rows[1]["path"] = str(tmp_path / "gone.mp4")
+    clips = VideoClips(Manifest.from_rows(rows, tmp_path), [SHORT] * 2, "random", crop_size=16, samples_per_visit=2)
+    first, second = clips.collate([clips[0, 0], clips[0, 1]])
+    assert [len(batch["failures"]) for batch in (first, second)] == [1, 0]
+    assert first["index"].tolist() == second["index"].tolist()
+    assert first["index"][1] != 1
+
+
 @pytest.mark.parametrize("num_broken", [1, 3])
 def test_no_video_is_in_a_batch_twice(manifest: Manifest, tmp_path: Path, num_broken: int) -> None:
     """Substitutes come from other batches, and two of one batch are not the same."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import chain, islice, repeat
 
 import numpy as np
@@ -27,9 +28,15 @@ class Draws(Dataset[tuple[int, int, float]]):
         return (*key, float(np.random.default_rng([3, *key]).random()))
 
 
-def loader(length=23, batch=4, workers=0, rank=0, world=1, seed=1) -> ResumableLoader:
+def loader(length=23, batch=4, workers=0, rank=0, world=1, seed=1, samples=1) -> ResumableLoader:
     sampler = EpochBatchSampler(length, batch, seed, rank, world)
-    return ResumableLoader(Draws(length), sampler, list, workers)
+    collate = list if samples == 1 else partial(several, samples)
+    return ResumableLoader(Draws(length), sampler, collate, workers, batches_per_visit=samples)
+
+
+def several(number: int, items: list) -> list[list]:
+    """A batch for each sample of a visit."""
+    return [[(*item, sample) for item in items] for sample in range(number)]
 
 
 def passes(loader: ResumableLoader, number: int) -> list:
@@ -74,6 +81,28 @@ def test_a_restored_loader_goes_on_behind_the_batches_handed_out(workers, stop):
     tail = passes(after, 3 - stop // 5)
     assert head + [batch for one in tail for batch in one] == whole
     assert len(tail[0]) == 5 - stop % 5
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [1, 3, 6, 14, 15, 16])
+def test_visits_of_several_samples_can_be_stopped_inside(workers, stop):
+    whole = [batch for one in passes(loader(samples=3), 2) for batch in one]
+    assert len(loader(samples=3)) == 15
+    assert len(whole) == 30
+    assert [[item[:-1] for item in batch] for batch in whole[::3]] == [
+        batch for one in passes(loader(), 2) for batch in one
+    ]
+    before = loader(workers=workers, samples=3)
+    head = list(islice(chain.from_iterable(repeat(before)), stop))
+    after = loader(workers=workers, samples=3)
+    after.load_state_dict(before.state_dict())
+    assert before.state_dict() == {"epoch": stop // 15, "consumed": stop % 15}
+    assert head + [batch for one in passes(after, 2 - stop // 15) for batch in one] == whole
+
+
+def test_processes_share_visits_of_several_samples():
+    parts = zip(*(list(loader(batch=2, rank=rank, world=2, samples=3)) for rank in range(2)), strict=True)
+    assert [[*first, *second] for first, second in parts] == list(loader(batch=4, samples=3))
 
 
 def test_a_state_without_its_epoch_is_refused():

@@ -49,9 +49,11 @@ class ClipDataset(Dataset[dict[str, Any]]):
         self.augment = augment or AugmentConfig()
         self.global_batch = 1  # samples of a batch, over all processes; who makes the loader sets it
 
+    samples_per_visit = 1  # samples that an item holds
+
     @abstractmethod
     def __len__(self) -> int:
-        """Number of samples."""
+        """Number of items."""
 
     @abstractmethod
     def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,8 @@ class VideoClips(ClipDataset):
 
     All clips come from one decode pass over the union of their frames. An item holds ``clips``, uint8 (T, C, H, W) each,
     ``indices``, the positions (T,) of their frames, and ``augmentations`` of their colours: tuples in the order of
-    ``specs``; and ``index``, its row of the manifest.
+    ``specs``; and ``index``, its row of the manifest. With several samples per visit an item holds ``samples``, a tuple of
+    such, all from one decode pass; :meth:`collate` puts each into a batch of its own.
 
     Args:
         manifest: Usable videos.
@@ -62,6 +64,8 @@ class VideoClips(ClipDataset):
         augment: How clips are augmented; by chance one half of them gets view 1 and the other half view 2.
         seed: Of the run.
         cache: Decoded frames of the same manifest, instead of decoding.
+        samples_per_visit: How many samples are drawn of a video each time it is decoded. The first is the one that would
+            be drawn alone.
     """
 
     def __init__(
@@ -73,11 +77,12 @@ class VideoClips(ClipDataset):
         augment: AugmentConfig | None = None,
         seed: int = 0,
         cache: FrameCache | None = None,
+        samples_per_visit: int = 1,
     ) -> None:
         if sampler not in SAMPLERS:
             raise ValueError(f"unknown sampler {sampler!r}; there are {', '.join(SAMPLERS)}")
         super().__init__(manifest, crop_size, augment, seed, cache)
-        self.specs, self.sampler = tuple(specs), sampler
+        self.specs, self.sampler, self.samples_per_visit = tuple(specs), sampler, samples_per_visit
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -85,16 +90,36 @@ class VideoClips(ClipDataset):
     def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """The clips, their frames' positions and what shall happen to their colours."""
         row = self.manifest[index]
-        sampler = SAMPLERS[self.sampler]
-        plan = draw_clips(rng, sampler, row.num_frames, row.height, row.width, self.specs, self.augment)
+        sampler, size = SAMPLERS[self.sampler], (row.height, row.width)
+        plans = [
+            draw_clips(rng, sampler, row.num_frames, *size, self.specs, self.augment)
+            for _ in range(self.samples_per_visit)
+        ]
         with self.opened(index) as source:
-            clips = cut_clips(source, plan, row.num_frames, self.crop_size, self.augment.rounding)
-        return {
-            "clips": tuple(clips),
-            "indices": tuple(torch.from_numpy(positions) for positions in plan.indices),
-            "augmentations": plan.augmentations,
-            "index": index,
-        }
+            clips = iter(cut_clips(source, joined(plans), row.num_frames, self.crop_size, self.augment.rounding))
+        samples = tuple(
+            {
+                "clips": tuple(islice(clips, len(plan.indices))),
+                "indices": tuple(torch.from_numpy(positions) for positions in plan.indices),
+                "augmentations": plan.augmentations,
+                "index": index,
+            }
+            for plan in plans
+        )
+        return samples[0] if len(samples) == 1 else {"samples": samples}
+
+    def collate(self, items: Sequence[dict[str, Any]]) -> dict[str, Any] | list[dict[str, Any]]:
+        """The batch of some items; a list of as many as an item has samples, where it has several.
+
+        Batch s holds sample s of every video, so no batch holds a video twice. What failed to decode is told with the
+        first.
+        """
+        if self.samples_per_visit == 1:
+            return collate(items)
+        samples = zip(*(item["samples"] for item in items), strict=True)
+        batches = [collate([{**sample, "failures": []} for sample in of_each]) for of_each in samples]
+        batches[0]["failures"] = [failure for item in items for failure in item["failures"]]
+        return batches
 
     def view(self, index: int, start: int) -> Tensor:
         """The first clip's frames from ``start``, whole picture, centre crop: uint8 (T, C, H, W), for evaluation."""
@@ -118,6 +143,15 @@ def draw_clips(
     views = rng.permutation(len(specs)) % 2
     flips = tuple((rng.random(len(specs)) < augment.flip_probability).tolist())
     return ClipsPlan(indices, crops, flips, tuple(draw_augmentation(rng, augment, int(view)) for view in views))
+
+
+def joined(plans: Sequence[ClipsPlan]) -> ClipsPlan:
+    """One plan of the clips of all."""
+
+    def of_all(name: str) -> Any:
+        return tuple(chain.from_iterable(getattr(plan, name) for plan in plans))
+
+    return ClipsPlan(of_all("indices"), of_all("crops"), of_all("flips"), of_all("augmentations"))
 
 
 def cut_clips(

@@ -84,6 +84,8 @@ class ResumableLoader(DataLoader[Any]):
         collate: From samples to a batch.
         num_workers: Processes that decode; 0 decodes in the training process.
         pin_memory: Whether to copy batches into page-locked memory, for a GPU.
+        batches_per_visit: How many batches ``collate`` makes of the samples it is given: above 1 it returns a list of
+            them, which are handed out one after the other.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class ResumableLoader(DataLoader[Any]):
         collate: Callable[[Sequence[Any]], Any],
         num_workers: int = 0,
         pin_memory: bool = False,
+        batches_per_visit: int = 1,
     ) -> None:
         super().__init__(
             dataset,
@@ -104,8 +107,11 @@ class ResumableLoader(DataLoader[Any]):
             generator=torch.Generator(),  # its own, or every pass would draw from the global one
             persistent_workers=num_workers > 0,  # keys carry their epoch, so workers need not start anew for each
         )
-        self.epoch_sampler = sampler
+        self.epoch_sampler, self.batches_per_visit = sampler, batches_per_visit
         self.epoch = self.consumed = 0
+
+    def __len__(self) -> int:
+        return len(self.epoch_sampler) * self.batches_per_visit
 
     def state_dict(self) -> dict[str, int]:
         """Where the next batch stands; behind the last batch of an epoch that is the beginning of the next one."""
@@ -128,7 +134,10 @@ class ResumableLoader(DataLoader[Any]):
     def __iter__(self) -> Any:
         state = self.state_dict()
         self.epoch, self.consumed = state["epoch"], state["consumed"]
-        self.epoch_sampler.set_position(self.epoch, self.consumed)
-        for batch in super().__iter__():
-            self.consumed += 1
-            yield batch
+        visits, done = divmod(self.consumed, self.batches_per_visit)
+        self.epoch_sampler.set_position(self.epoch, visits)
+        for made in super().__iter__():
+            for batch in made[done:] if self.batches_per_visit > 1 else [made]:
+                self.consumed += 1
+                yield batch
+            done = 0

@@ -48,6 +48,10 @@ class DataConfig:
         stride: Other objectives: source frames from one frame of a clip to the next (cvrl 2, moco and byol 8).
         crop_size: Height and width of the clips in pixels; null is 224, and 112 for the small backbones.
         batch_size: Videos per step and process.
+        samples_per_visit: How many samples (teg: pairs of a long and a short clip) are drawn of a video each time it is
+            decoded. An epoch still decodes every video once, and has so many times more steps: the samples of a visit
+            go to batches that follow each other, never to one, so no clip is contrasted with its own video. Cheaper
+            per sample where decoding is what takes the time; each worker holds so many batches at once.
         workers: Processes that decode; null is one per free core, 0 decodes in the training process.
         cache: Decode every video once and keep the frames, uncompressed, on disk: for small data sets.
         cache_folder: Where they are kept; by default in the run's folder. Runs on the same videos can share it.
@@ -66,13 +70,18 @@ class DataConfig:
     stride: int | None = None
     crop_size: int | None = None
     batch_size: int = 32
+    samples_per_visit: int = 1
     workers: int | None = None
     cache: bool = False
     cache_folder: Path | None = None
     max_failure_share: float = 0.01
 
     def __post_init__(self) -> None:
-        check_smallest(self, "data", {"crop_size": 1, "batch_size": 1, "workers": 0, "max_failure_share": 0})
+        check_smallest(
+            self,
+            "data",
+            {"crop_size": 1, "batch_size": 1, "samples_per_visit": 1, "workers": 0, "max_failure_share": 0},
+        )
 
 
 @dataclass
@@ -187,6 +196,11 @@ def with_defaults(data: DataConfig, objective: ObjectiveConfig) -> tuple[DataCon
                 f"it out, or choose another objective. {name} takes "
                 f"{', '.join([f'--objective.{key}' for key in own] + [f'--data.{key}' for key in clips])}"
             )
+    if name == "moco" and data.samples_per_visit > 1:
+        raise ValueError(
+            f"--data.samples_per_visit {data.samples_per_visit} does not go with --objective.name moco: its queue of "
+            "negatives would hold other samples of the same video"
+        )
     sampler = data.sampler or clips["sampler"]
     suits = "cvrl_interval" if sampler == "cvrl_interval" else "pair" if "short" in sampler else "equal"
     num_clips = own.get("num_clips", 2) if objective.num_clips is None else objective.num_clips

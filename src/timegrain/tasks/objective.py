@@ -106,7 +106,8 @@ def describe(
             f"optimiser       {optim.name}, learning rate {optim.learning_rate:g} for the mean loss over the batch "
             f"(the reference family's 0.32 is for a sum over its replicas)",
             f"length          {schedule.steps:,} steps ({schedule.steps / schedule.steps_per_epoch:.1f} epochs of "
-            f"{schedule.steps_per_epoch:.0f}), warm-up {schedule.warmup_steps:,} steps",
+            f"{schedule.steps_per_epoch:.0f}), warm-up {schedule.warmup_steps:,} steps; {schedule.samples:,} samples"
+            f"{_visits(data)}",
             f"memory          about {memory:.1f} GiB per process for weights, optimiser and activations (an estimate)",
             f"out             {run.out}",
         ]
@@ -124,6 +125,12 @@ def _step_bytes(encoder: VideoEncoder, data: DataConfig, objective: ObjectiveCon
     # CVRL and SimCLR take both clips of a video at once, the others one after the other.
     at_once = sum(activations) if objective.name in ("cvrl", "simclr") else max(activations)
     return at_once * half * run.chunk_size + pixels * data.batch_size
+
+
+def _visits(data: DataConfig) -> str:
+    if data.samples_per_visit == 1:
+        return ""
+    return f", {data.samples_per_visit} of a video each time it is decoded, in as many batches"
 
 
 def _clips(data: DataConfig, specs: Sequence[ClipSpec], objective: ObjectiveConfig) -> str:

@@ -15,7 +15,6 @@ from lightning import seed_everything
 from torch import Tensor
 
 from timegrain.callbacks import FailedVideos, FeatureMonitor, MetricsCsv, run_record
-from timegrain.data.clips import collate
 from timegrain.data.colour import Augmentation
 from timegrain.data.transforms import AugmentConfig, apply_augmentation
 from timegrain.distributed import RowsOnDemand
@@ -165,7 +164,7 @@ def pretrain(
     module = build_objective(objective, encoder, specs)
     module.chunk_size = run.chunk_size
     clips = build_clips(data, specs, augment, manifest, run.seed, out)
-    length = plan(data, run, len(clips))
+    length = plan(data, run, len(clips), clips.samples_per_visit)
     if length.global_batch < 2:
         raise ValueError("a batch of one video has nothing to contrast it with: --data.batch_size must be at least 2")
     check_chunks(run.chunk_size, data.batch_size, model.head_norm)
@@ -185,7 +184,7 @@ def pretrain(
         task,
         run,
         length,
-        lambda trainer: build_loader(clips, collate, data, run, trainer),
+        lambda trainer: build_loader(clips, clips.collate, data, run, trainer),
         failures=FailedVideos(out / "failed_videos.csv", len(clips), data.max_failure_share),
         resume=resume,
         description="pre-training",

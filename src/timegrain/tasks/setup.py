@@ -46,6 +46,10 @@ _FREE = {
 }
 
 
+# Settings that runs of earlier versions do not have in their config.yaml, and what they did.
+_NEW: dict[str, Any] = {"data.samples_per_visit": 1}
+
+
 @dataclass(frozen=True)
 class Schedule:
     """How long a run is.
@@ -55,12 +59,14 @@ class Schedule:
         steps: Optimiser steps in all.
         steps_per_epoch: Optimiser steps per pass over the videos.
         warmup_steps: Steps of the linear warm-up.
+        samples: Samples that the run sees, a video as often as it gives one.
     """
 
     global_batch: int
     steps: int
     steps_per_epoch: float
     warmup_steps: int
+    samples: int = 0
 
 
 def resolve(
@@ -172,6 +178,7 @@ def open_run(out: Path, configs: dict[str, Any], command: str = "pretrain") -> P
         except (yaml.YAMLError, AttributeError) as error:
             raise ValueError(f"{path} is damaged: {error}; use another --run.out, or --run.restart true") from error
         new = _flat(values)
+        old = _NEW | old
         changed = [key for key in sorted({*old, *new} - _FREE) if old.get(key) != new.get(key)]
         if changed:
             lines = "\n".join(f"  {key}: {old.get(key)!r} there, {new.get(key)!r} asked for" for key in changed)
@@ -212,7 +219,9 @@ def build_clips(
             (folder / "complete").touch()
         wait_for(folder / "complete")
         cache = FrameCache.build(manifest, folder)
-    return VideoClips(manifest, specs, data.sampler, data.crop_size, augment, seed, cache)
+    return VideoClips(
+        manifest, specs, data.sampler, data.crop_size, augment, seed, cache, samples_per_visit=data.samples_per_visit
+    )
 
 
 class Batches(Protocol):
@@ -229,10 +238,14 @@ def build_loader(
     sampler = EpochBatchSampler(
         len(cast(Sized, dataset)), data.batch_size, run.seed, trainer.global_rank, trainer.world_size
     )
+    batches_per_visit = 1
     if isinstance(dataset, ClipDataset):
         dataset.global_batch = data.batch_size * trainer.world_size
+        batches_per_visit = dataset.samples_per_visit
     pin = trainer.strategy.root_device.type == "cuda"
-    return ResumableLoader(dataset, sampler, collate, data.workers or 0, pin_memory=pin)
+    return ResumableLoader(
+        dataset, sampler, collate, data.workers or 0, pin_memory=pin, batches_per_visit=batches_per_visit
+    )
 
 
 def check_chunks(chunk_size: int | None, batch_size: int, norms: bool) -> None:
@@ -251,15 +264,16 @@ def check_chunks(chunk_size: int | None, batch_size: int, norms: bool) -> None:
         )
 
 
-def plan(data: Batches, run: TrainingConfig, num_videos: int) -> Schedule:
-    """Steps and batch of the whole run.
+def plan(data: Batches, run: TrainingConfig, num_videos: int, samples_per_visit: int = 1) -> Schedule:
+    """Steps and batch of the whole run; an epoch visits every video once, whatever number of samples a visit gives.
 
     Raises:
         ValueError: If the videos do not fill a batch.
     """
     processes = run.devices * run.num_nodes
-    batches = len(EpochBatchSampler(num_videos, data.batch_size, world_size=processes))
+    batches = len(EpochBatchSampler(num_videos, data.batch_size, world_size=processes)) * samples_per_visit
     per_epoch = batches / run.accumulate
     steps = run.steps if run.steps is not None else -(-batches // run.accumulate) * run.epochs
     warmup = run.warmup_steps if run.warmup_steps is not None else round(run.warmup_epochs * per_epoch)
-    return Schedule(data.batch_size * processes, steps, per_epoch, min(warmup, steps // 2))
+    samples = data.batch_size * processes * run.accumulate * steps
+    return Schedule(data.batch_size * processes, steps, per_epoch, min(warmup, steps // 2), samples)

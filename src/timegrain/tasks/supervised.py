@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from timegrain.data.clips import VideoClips, collate
+from timegrain.data.clips import VideoClips
 from timegrain.data.loading import EpochBatchSampler, ResumableLoader
 from timegrain.data.transforms import apply_augmentation
 from timegrain.models.hub import EncoderConfig, VideoEncoder
@@ -53,7 +53,8 @@ def train_supervised(
     model = nn.ModuleList([encoder.backbone, classifier])
     optimizer = build_optimizer(model, optim)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(warmup_steps=steps // 20, total_steps=steps))
-    loader = ResumableLoader(clips, EpochBatchSampler(len(clips), batch_size, seed), collate)
+    sampler = EpochBatchSampler(len(clips), batch_size, seed)
+    loader = ResumableLoader(clips, sampler, clips.collate, batches_per_visit=clips.samples_per_visit)
     model.train()
     batches = chain.from_iterable(repeat(loader))  # pass after pass
     for batch in track(islice(batches, steps), "supervised", steps):
