@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 from timegrain.data.frame_store import EXTENSION as FRAME_STORE
 from timegrain.data.frame_store import FrameStoreReader
+from timegrain.data.location import file_name
 from timegrain.data.pyav_reader import PyAVReader
 from timegrain.data.torchcodec_reader import TorchCodecReader
 from timegrain.data.video import Crop, VideoError, VideoInfo, VideoReader, short_reason
@@ -30,8 +31,9 @@ def open_video(path: str | os.PathLike[str], *, decoder: str = "pyav") -> VideoR
     """Open a video to read frames from it.
 
     Args:
-        path: The file; what it holds is found from its content, not from its name (but for a store of JPEG frames,
-            ``.frames``, as `timegrain prepare --frames` writes it).
+        path: The file, a URL, or a member of a shard (:mod:`timegrain.data.location`); what it holds is found from its
+            content, not from its name (but for a store of JPEG frames, ``.frames``, as `timegrain prepare --frames`
+            writes it).
         decoder: ``pyav``, which carries its FFmpeg, or ``torchcodec``, which needs the extra of that name and the
             system's FFmpeg, and refuses files for which it is not exact.
 
@@ -45,7 +47,7 @@ def open_video(path: str | os.PathLike[str], *, decoder: str = "pyav") -> VideoR
     if decoder not in _DECODERS:
         raise ValueError(f"no decoder {decoder!r}; choose one of {', '.join(_DECODERS)}")
     name = os.fspath(path)
-    return FrameStoreReader(name) if name.endswith(FRAME_STORE) else _DECODERS[decoder](name)
+    return FrameStoreReader(name) if file_name(name).endswith(FRAME_STORE) else _DECODERS[decoder](name)
 
 
 def probe(path: str | os.PathLike[str], *, decoder: str = "pyav") -> VideoInfo:

@@ -25,6 +25,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from timegrain.data.byte_ranges import RangeFile, open_bytes
+from timegrain.data.location import is_plain
 from timegrain.data.video import Crop, KnownFramesReader, VideoError, VideoInfo, as_frames, check_crop, check_indices
 
 EXTENSION = ".frames"
@@ -92,7 +94,7 @@ class FrameStoreReader(KnownFramesReader):
     """Frames of a frame store; a :class:`timegrain.data.video.VideoReader`.
 
     Args:
-        path: The file.
+        path: The file, or another location of one.
 
     Raises:
         VideoError: If the file isn't there or isn't a whole frame store.
@@ -101,11 +103,14 @@ class FrameStoreReader(KnownFramesReader):
     def __init__(self, path: str) -> None:
         self._path = path
         try:
-            self._file: BinaryIO = open(path, "rb")  # noqa: SIM115 - closed by close()
+            self._file: BinaryIO | RangeFile = open_bytes(path) if not is_plain(path) else open(path, "rb")  # noqa: SIM115
         except OSError as error:
             raise VideoError(path, f"can't be opened: {error.strerror}") from error
         try:
             self._read_index()
+        except VideoError:
+            self._file.close()
+            raise
         except (ValueError, KeyError, TypeError, struct.error, OSError) as error:
             self._file.close()
             raise VideoError(path, "not a whole frame store; write it again with `timegrain prepare`") from error

@@ -4,7 +4,8 @@ A manifest is written by ``timegrain manifest scan`` (or ``timegrain prepare``) 
 videos. Its columns:
 
 ============================  =======  ==========================================================================
-``path``                      text     relative to the manifest's folder when inside it, else absolute
+``path``                      text     relative to the manifest's folder when inside it, else absolute; or a URL; or a part
+                                       of either, ``SHARD#MEMBER@OFFSET+SIZE`` (:mod:`timegrain.data.location`)
 ``num_frames``                int      exact number of frames, presentation order
 ``fps``                       float    mean frames per second
 ``duration_seconds``          float
@@ -38,6 +39,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from timegrain.data.location import absolute, relative
 from timegrain.data.manifest_table import SCHEMA, conform, map_arrow, mapped_copy, spill
 from timegrain.files import atomic_path
 
@@ -49,7 +51,7 @@ class VideoRow:
     """One video of a manifest.
 
     Attributes:
-        path: Absolute path.
+        path: Absolute path, URL, or part of either; what :func:`timegrain.data.decoding.open_video` takes.
         num_frames: Number of frames; 0 where the video could not be read.
         fps: Mean frames per second; 0 where unknown.
         duration_seconds: Duration; 0 where unknown.
@@ -314,7 +316,7 @@ class Manifest:
         """
         path = Path(path).absolute()
         table = self._all_rows if self._selected is None else self._all_rows.take(pa.array(self._selected))
-        paths = [_relative(self._absolute(value), path.parent) for value in table["path"].to_pylist()]
+        paths = [relative(self._absolute(value), path.parent) for value in table["path"].to_pylist()]
         table = table.set_column(table.schema.get_field_index("path"), "path", pa.array(paths, pa.string()))
         with atomic_path(path) as temporary:
             pq.write_table(table, temporary, compression="zstd")
@@ -388,12 +390,4 @@ class Manifest:
         return self._taken if self._positions is None else self._positions
 
     def _absolute(self, stored: str) -> str:
-        return os.path.normpath(self._folder / stored)
-
-
-def _relative(path: str, folder: Path) -> str:
-    """``path`` relative to ``folder`` with forward slashes when inside it, else as it is."""
-    try:
-        return Path(path).relative_to(folder).as_posix()
-    except ValueError:
-        return path
+        return absolute(stored, self._folder)

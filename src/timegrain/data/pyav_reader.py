@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from timegrain.data.byte_ranges import RangeFile
 from timegrain.data.pixels import Pictures, display_matrix, turn
 from timegrain.data.streams.index import Int64, Span
 from timegrain.data.streams.source import AV_FAILURES, PacketSource, UnexpectedPacket
@@ -45,15 +46,16 @@ class PyAVReader:
     told wrongly, the file is decoded from its beginning and the frames are counted.
 
     Args:
-        path: The file.
+        path: The file, or another location of a video.
+        file: Its bytes, if they are open already; closed with the reader.
 
     Raises:
         VideoError: If the file cannot be opened as a video.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, file: RangeFile | None = None) -> None:
         self._path = path
-        self._source = PacketSource(path)
+        self._source = PacketSource(path, file)
         self._index = self._source.index
         self._order = self._index.order  # packet of each frame shown; None until the file was decoded once
         self._drop = True
@@ -97,8 +99,10 @@ class PyAVReader:
                 yield from check(source.decoder.decode(source.read()))
             yield from check(source.decoder.decode(None))
         except (*AV_FAILURES, UnexpectedPacket) as error:
+            source.check_reads()
             raise _UnexpectedFrame(short_reason(error)) from error
         if next(expected, None) is not None:
+            source.check_reads()
             raise _UnexpectedFrame("a frame is missing")
 
     def _decode_whole(self) -> Iterator[tuple[int, Any]]:
@@ -117,10 +121,13 @@ class PyAVReader:
                     shown.append(frame.pts)
                     yield len(shown) - 1, frame
         except VideoError:
+            self._source.check_reads()
             raise
         except AV_FAILURES as error:
+            self._source.check_reads()
             reason = f"frame {len(shown)} cannot be decoded: {short_reason(error)}"
             raise VideoError(self._path, reason) from error
+        self._source.check_reads()
         if not shown:
             raise VideoError(self._path, "no frame in its video stream")
         self._order = np.array(shown, np.int64)
@@ -185,6 +192,10 @@ class PyAVReader:
             rotation = 0 if matrix is None else round(np.degrees(np.arctan2(matrix[1], matrix[0]))) % 360
             self._first = height, width, rotation
         return self._first
+
+    def file_again(self) -> RangeFile | None:
+        """The bytes of what is no plain file, for another reader that lives no longer than this one."""
+        return None if self._source.file is None else self._source.file.again()
 
     # ---- for readers that find frames by their times ------------------------------------------------------------
 
@@ -278,7 +289,7 @@ class PyAVReader:
             raise ValueError(f"frames cannot be streamed from {start} to {stop} in steps of {step}")
         ranks = np.arange(self.num_frames)[start:stop:step]
         done = 0
-        with PyAVReader(self._path) as reader:
+        with PyAVReader(self._path, self.file_again()) as reader:
             while done < len(ranks):
                 try:
                     for _, frame in reader._decode(ranks[done:]):

@@ -47,7 +47,7 @@ class TorchCodecReader(KnownFramesReader):
     """Reads with torchcodec; see :class:`timegrain.data.video.VideoReader` for the methods.
 
     Args:
-        path: The file.
+        path: The file, or another location of a video.
 
     Raises:
         VideoError: If the file cannot be read, or torchcodec cannot be relied on for it.
@@ -57,16 +57,27 @@ class TorchCodecReader(KnownFramesReader):
     def __init__(self, path: str) -> None:
         decoder_class = _decoder_class()
         self._path = path
+        self._decoder: Any = None
         with PyAVReader(path) as reader:
             self._info = reader.info
             self._timestamps = reader.timestamps
             reason = reader.why_not_by_time()
-        if reason:
-            raise self._error(reason)
+            self._file = reader.file_again()
         try:
-            self._decoder: Any = decoder_class(
-                path, dimension_order="NHWC", seek_mode="exact", stream_index=reader.stream_index
-            )
+            if reason:
+                raise self._error(reason)
+            self._open(decoder_class, reader.stream_index)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, decoder_class: Any, stream_index: int) -> None:
+        source: Any = self._path
+        if self._file is not None:
+            self._file.seek(0)
+            source = self._file
+        try:
+            self._decoder = decoder_class(source, dimension_order="NHWC", seek_mode="exact", stream_index=stream_index)
             num_frames = self._decoder.metadata.num_frames
             self._begin_seconds = self._decoder.metadata.begin_stream_seconds_from_content or 0.0
         except _FAILURES as error:
@@ -75,6 +86,8 @@ class TorchCodecReader(KnownFramesReader):
             raise self._error(f"it finds {num_frames} frames where the file shows {self.num_frames}")
 
     def _error(self, reason: str) -> VideoError:
+        if self._file is not None and self._file.failure is not None:
+            return self._file.failure  # what torchcodec says of it is a consequence
         return VideoError(self._path, f"torchcodec cannot be relied on here, use decoder='pyav': {reason}")
 
     def frames(self, indices: Sequence[int] | npt.NDArray[np.integer], *, crop: Crop | None = None) -> Tensor:
@@ -113,3 +126,5 @@ class TorchCodecReader(KnownFramesReader):
     def close(self) -> None:
         """Give the file back."""
         self._decoder = None
+        if self._file is not None:
+            self._file.close()

@@ -17,6 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from timegrain.data.location import masked, shown
+
 
 class Crop(NamedTuple):
     """A rectangle of a frame, in pixels of the displayed picture."""
@@ -31,13 +33,13 @@ class VideoError(ValueError):
     """A video that cannot be read.
 
     Attributes:
-        path: The file.
+        path: The file, as it may be printed: of a URL without its credentials.
         reason: Why, in one line.
     """
 
     def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
-        self.path = os.fspath(path)
-        self.reason = " ".join(reason.split())
+        self.path = shown(os.fspath(path))
+        self.reason = masked(" ".join(reason.split()))
         super().__init__(f"{self.path}: {self.reason}")
 
     def __reduce__(self) -> tuple[type[VideoError], tuple[str, str]]:
@@ -49,7 +51,7 @@ def short_reason(error: BaseException) -> str:
     if isinstance(error, VideoError):
         return error.reason
     text = str(getattr(error, "strerror", None) or error)
-    text = " ".join(text.split()) or type(error).__name__
+    text = masked(" ".join(text.split())) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import av
 import numpy as np
 
+from timegrain.data.byte_ranges import RangeFile, open_bytes
+from timegrain.data.location import is_plain
 from timegrain.data.streams.index import UNKNOWN, PacketIndex, read_index
 from timegrain.data.video import VideoError, short_reason
 
@@ -37,10 +39,12 @@ class PacketSource:
     """One open file: its packets, and the decoder for them.
 
     Args:
-        path: The file.
+        path: The file, or another location of a video.
+        file: Its bytes, if they are open already; closed with the source.
 
     Attributes:
         path: As given; for messages.
+        file: The bytes of what is no plain file.
         index: All packets of the stream.
         decoder: PyAV's codec context, one thread.
         codec: Name of the codec.
@@ -58,9 +62,18 @@ class PacketSource:
 
     _container: Any = None  # None when closed
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, file: RangeFile | None = None) -> None:
         self.path = path
-        self._open()
+        self.file = file if file is not None or is_plain(path) else open_bytes(path)
+        try:
+            self._open()
+            self._read_facts()
+        except BaseException:
+            self.close()
+            raise
+
+    def _read_facts(self) -> None:
+        """What the container says, and the packets."""
         self.codec = str(self.decoder.codec.canonical_name)
         self.height, self.width = int(self.decoder.height), int(self.decoder.width)
         self.stream_index = int(self._stream.index)
@@ -71,32 +84,24 @@ class PacketSource:
         self.rate = rate if 0 < rate < 1000 else 25.0
         # Containers with an index of their own, in which a packet is known by its place.
         self.is_indexed = not {"mov", "matroska", "avi"}.isdisjoint(self.container.split(","))
-        try:
-            self.index = self._walk()
-        except BaseException:
-            self.close()
-            raise
+        self.index = self._walk()
         self.is_indexed &= bool((self.index.positions >= 0).all())
 
     def _open(self) -> None:
-        path = os.path.abspath(self.path)  # absolute: a name such as `http:a` stays a file
-        if not os.path.isfile(path):
-            raise VideoError(self.path, "is a folder" if os.path.isdir(path) else "file not found")
-        if not os.path.getsize(path):
-            raise VideoError(self.path, "the file is empty")
         try:
-            self._container = av.open(path, options=_OPEN_OPTIONS, metadata_errors="replace")
+            self._container = av.open(self._what_to_open(), options=_OPEN_OPTIONS, metadata_errors="replace")
+        except VideoError:
+            raise
         except AV_FAILURES as error:
-            raise VideoError(self.path, _why_not_opened(path, error)) from error
+            self.check_reads()
+            raise VideoError(self.path, self._why_not_opened(error)) from error
         streams = [s for s in self._container.streams.video if not int(s.disposition) & _ATTACHED_PICTURE]
         if not streams:
             kinds = sorted({stream.type for stream in self._container.streams})
-            self.close()
             raise VideoError(self.path, f"no video stream in the file (only {', '.join(kinds) or 'nothing'})")
         self._stream = streams[0]
         self.decoder = self._stream.codec_context
         if self.decoder is None:
-            self.close()
             raise VideoError(self.path, "no decoder for its video codec")
         # Frame threads cost more for the same frames, and a loader has one process per core.
         self.decoder.thread_count = 1
@@ -105,8 +110,36 @@ class PacketSource:
         self._packets = self._demux()
         self._next = 0  # number of the packet that comes next
 
+    def _what_to_open(self) -> str | RangeFile:
+        """The name of a plain file, or the bytes, from their beginning."""
+        if self.file is not None:
+            if not self.file.size:
+                raise VideoError(self.path, "the file is empty")
+            self.file.seek(0)
+            return self.file
+        path = os.path.abspath(self.path)  # absolute: a name such as `http:a` stays a file
+        if not os.path.isfile(path):
+            raise VideoError(self.path, "is a folder" if os.path.isdir(path) else "file not found")
+        if not os.path.getsize(path):
+            raise VideoError(self.path, "the file is empty")
+        return path
+
+    def check_reads(self) -> None:
+        """Raise what reading bytes failed with, if it did: FFmpeg may have taken it for the end of the file.
+
+        Raises:
+            VideoError: Bytes could not be read from the shard or from behind the URL.
+        """
+        if self.file is not None and self.file.failure is not None:
+            raise self.file.failure
+
     def close(self) -> None:
         """Give the file back; harmless if done before."""
+        self._close_container()
+        if self.file is not None:
+            self.file.close()
+
+    def _close_container(self) -> None:
         if self._container is not None:
             self._container.close()
             self._container = None
@@ -118,8 +151,12 @@ class PacketSource:
 
     def rewind(self) -> None:
         """Open the file anew, at its beginning, with a fresh decoder."""
-        self.close()
-        self._open()
+        self._close_container()
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
 
     def _demux(self) -> Iterator[Any]:
         """The video's packets from where the file stands, without empty ones."""
@@ -141,10 +178,13 @@ class PacketSource:
         try:
             index = read_index(whole_packets(), self.codec, self.decoder.extradata or b"")
         except VideoError:
+            self.check_reads()
             raise
         except AV_FAILURES as error:
+            self.check_reads()
             reason = f"cut off or damaged after packet {len(walked)}: {short_reason(error)}"
             raise VideoError(self.path, reason) from error
+        self.check_reads()
         self._next = len(walked)
         if not walked:
             raise VideoError(self.path, "no frame in its video stream")
@@ -206,14 +246,19 @@ class PacketSource:
                 return True
         return False
 
-
-def _why_not_opened(path: str, error: Exception) -> str:
-    if isinstance(error, av.error.ArgumentError):
-        return "its content is not in a video format"
-    if isinstance(error, av.error.InvalidDataError):
-        with open(path, "rb") as file:
-            head = file.read(12)
-        if head[4:8] == b"ftyp":
-            return "an MP4 file without its table of contents (moov), or with a broken one: cut off or never finished"
-        return "its content is not that of a video"
-    return f"cannot be opened: {short_reason(error)}"
+    def _why_not_opened(self, error: Exception) -> str:
+        if isinstance(error, av.error.ArgumentError):
+            return "its content is not in a video format"
+        if isinstance(error, av.error.InvalidDataError):
+            if self.file is not None:
+                self.file.seek(0)
+                head = self.file.read(12)
+            else:
+                with open(self.path, "rb") as file:
+                    head = file.read(12)
+            if head[4:8] == b"ftyp":
+                return (
+                    "an MP4 file without its table of contents (moov), or with a broken one: cut off or never finished"
+                )
+            return "its content is not that of a video"
+        return f"cannot be opened: {short_reason(error)}"
