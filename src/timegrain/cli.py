@@ -45,6 +45,11 @@ COMMANDS: dict[str, Command] = {
     "similarity": Command("timegrain.tasks.embed:similarity", "a video's self-similarity matrix, as a picture"),
     "manifest scan": Command("timegrain.data.scan:scan", "list a folder of videos into a manifest"),
     "manifest check": Command("timegrain.data.check:check", "decode what training would decode; report coverage"),
+    "manifest shards": Command(
+        "timegrain.data.shard_commands:scan_shards", "list the videos of tar shards, local or behind URLs"
+    ),
+    "manifest pack": Command("timegrain.data.shard_commands:pack", "pack a manifest's videos into tar shards"),
+    "manifest move": Command("timegrain.data.shard_commands:move", "a manifest for videos that moved, to a URL too"),
     "prepare": Command("timegrain.data.benchmarks.prepare:prepare", "join official annotations with your videos"),
     "eventworld": Command("timegrain.data.eventworld:eventworld", "generate videos with known events and boundaries"),
     "score gebd": Command("timegrain.tasks.score:score_gebd", "F1 of event boundaries, as the official programs"),

@@ -21,6 +21,7 @@ from timegrain.boundaries import TOLERANCE_SECONDS, near_boundary
 from timegrain.data.benchmarks.joining import youtube_clip
 from timegrain.data.labelled_clips import Sample
 from timegrain.data.loading import EpochBatchSampler, Key
+from timegrain.data.location import file_name, shown
 from timegrain.data.manifest import Manifest
 from timegrain.data.transforms import center_view, resize_crop
 from timegrain.metrics.boundary_f1 import BoundaryVideo
@@ -32,7 +33,7 @@ Value = TypeVar("Value")
 
 def benchmark_id(video_id: str | None, path: str) -> str:
     """What a benchmark calls a video: its id, else the YouTube id that its file is named after, else the file's name."""
-    stem = Path(path).stem
+    stem = Path(file_name(path)).stem
     clip = youtube_clip(stem)
     return video_id or (clip[0] if clip is not None else stem)
 
@@ -144,10 +145,10 @@ class BoundaryTruth:
             last = row.num_frames - 1
             records[key] = {
                 "num_frames": row.num_frames,
-                "path_video": row.path,
+                "path_video": shown(row.path),
                 "fps": row.fps,
                 "video_duration": row.duration_seconds,
-                "path_frame": str(Path(row.path).with_suffix("")),
+                "path_frame": str(Path(shown(row.path)).with_suffix("")),
                 "f1_consis": list(each),
                 "f1_consis_avg": mean,
                 "substages_myframeidx": [[float(min(last, math.floor(t * row.fps))) for t in times] for times in lists],
@@ -161,7 +162,7 @@ def _check_distinct(ids: list[str], paths: list[str]) -> None:
     for key, path in zip(ids, paths, strict=True):
         if key in seen:
             raise ValueError(
-                f"two videos have the id {key!r}: {seen[key]} and {path}; choose one split of the manifest"
+                f"two videos have the id {key!r}: {shown(seen[key])} and {shown(path)}; choose one split of the manifest"
             )
         seen[key] = path
 

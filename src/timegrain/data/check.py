@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from timegrain.data.decoding import Crop, VideoError, open_video
 from timegrain.data.isolated import Failure, run_isolated
+from timegrain.data.location import file_state, shown
 from timegrain.data.manifest import Manifest, VideoRow
 from timegrain.data.probing import TIME_LIMIT_SECONDS
 from timegrain.progress import track
@@ -163,8 +164,8 @@ def coverage_report(manifest: Manifest) -> dict[str, Any]:
         "splits": {name: _share(part) for name, part in _grouped(rows, "split").items()},
         "labels": {name: _share(part) for name, part in _grouped(rows, "label").items()},
         "reasons": dict(Counter(re.sub(r"\d+", "N", row.error) for row in rows if row.error).most_common()),
-        "errors": {row.path: row.error for row in rows if row.error},
-        "changed": [row.path for row in rows if row.error is None and _has_changed(row)],
+        "errors": {shown(row.path): row.error for row in rows if row.error},
+        "changed": [shown(row.path) for row in rows if row.error is None and _has_changed(row)],
     }
 
 
@@ -186,10 +187,10 @@ def _has_changed(row: VideoRow) -> bool:
     if row.extra.get("size_bytes") is None or row.extra.get("modified_ns") is None:
         return False
     try:
-        state = Path(row.path).stat()
+        state = file_state(row.path)
     except OSError:
         return True
-    return (state.st_size, state.st_mtime_ns) != (row.extra["size_bytes"], row.extra["modified_ns"])
+    return state != (row.extra["size_bytes"], row.extra["modified_ns"])
 
 
 def _print_report(report: Mapping[str, Any]) -> None:

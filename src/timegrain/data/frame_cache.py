@@ -16,7 +16,8 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from timegrain.data.decoding import Crop, open_video
+from timegrain.data.decoding import Crop, VideoError, open_video
+from timegrain.data.location import file_state, shown
 from timegrain.data.manifest import Manifest
 from timegrain.files import atomic_path
 from timegrain.progress import track
@@ -76,8 +77,11 @@ class FrameCache:
         """
         digest = hashlib.sha256()
         for row in manifest:
-            status = Path(row.path).stat()
-            digest.update(f"{row.path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+            try:
+                size, modified = file_state(row.path)
+            except OSError as error:
+                raise VideoError(row.path, error.strerror or str(error)) from error
+            digest.update(f"{shown(row.path)}\0{size}\0{modified}\n".encode())
         target = Path(folder) / digest.hexdigest()[:16]
         if (target / "index.json").exists():
             return cls(target)

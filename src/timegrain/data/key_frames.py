@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from timegrain.data.location import file_name
 from timegrain.data.manifest import Manifest
 from timegrain.metrics.frame_map import FrameBoxes, frame_key
 
@@ -85,7 +86,7 @@ def key_frames(manifest: Manifest, action_ids: Sequence[int]) -> list[KeyFrame]:
         for box in rows:
             place = tuple(float(box[name]) for name in ("x1", "y1", "x2", "y2"))
             people[box["key_frame"]].setdefault(place, set()).add(int(box["action"]))
-        video_id = row.extra.get("video_id") or Path(row.path).stem
+        video_id = row.extra.get("video_id") or Path(file_name(row.path)).stem
         for seconds, boxes in zip(times, people, strict=True):
             frame = round((seconds - offset) * row.fps)
             if not 0 <= frame < row.num_frames:

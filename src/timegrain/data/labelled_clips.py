@@ -14,6 +14,7 @@ from torch import Tensor
 from timegrain.data.clip_dataset import ClipDataset
 from timegrain.data.decoding import Crop
 from timegrain.data.frame_cache import FrameCache
+from timegrain.data.location import shown
 from timegrain.data.manifest import Manifest
 from timegrain.data.transforms import AugmentConfig, draw_augmentation, resize_crop, sample_crop
 from timegrain.sampling import ClipSpec, FrameIndices, centred_clip, sample_clip
@@ -171,6 +172,6 @@ def frames_at(manifest: Manifest, videos: Sequence[int], seconds: Sequence[float
     for position, (video, time) in enumerate(zip(videos, seconds, strict=True)):
         rate, length = float(rates[video]), int(lengths[video])
         if not 0 <= time <= length / rate + 0.5:
-            raise ValueError(f"{manifest[video].path}: {time:g} s is outside the video of {length / rate:.6g} s")
+            raise ValueError(f"{shown(manifest[video].path)}: {time:g} s is outside the video of {length / rate:.6g} s")
         frames[position] = min(int(time * rate + 1e-6), length - 1)
     return frames

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from timegrain.data.decoding import probe
 from timegrain.data.isolated import Failure, run_isolated
+from timegrain.data.location import file_state, is_url
 from timegrain.data.manifest import Manifest
 from timegrain.progress import track
 
@@ -20,6 +21,7 @@ Row = dict[str, Any]
 
 TIME_LIMIT_SECONDS = 20.0
 _SLOW_DISK = 20e6  # bytes/s: a large file has longer than the time limit, as it has to be read to its end
+_SLOW_NETWORK = 1e6
 
 _PROBED = ("path", "num_frames", "fps", "duration_seconds", "width", "height", "codec", "error")
 _STATE = ("size_bytes", "modified_ns")  # columns that tell whether a file is still the one that was probed
@@ -79,7 +81,7 @@ def probe_file(path: str) -> Row:
 
 
 def probe_files(
-    paths: Sequence[Path],
+    paths: Sequence[Path | str],
     out: Path,
     workers: int | None = None,
     time_limit_seconds: float = TIME_LIMIT_SECONDS,
@@ -87,12 +89,13 @@ def probe_files(
 ) -> tuple[list[Row], int]:
     """Probe files, each once: rows of an interrupted run and of an older ``out`` are used again.
 
-    A file counts as the one probed before when its size and its time of modification are the same. Every finished row
+    A file counts as the one probed before when its size and its time of modification are the same (behind a URL, when its
+    part of a shard is the same). Every finished row
     is appended to a file beside ``out`` at once, so an interruption loses nothing; remove it with
     :func:`forget_progress` when ``out`` is written.
 
     Args:
-        paths: Absolute paths.
+        paths: Absolute paths and other locations.
         out: The manifest that is being made.
         workers: Number of processes; the number of cores by default.
         time_limit_seconds: The longest that a file may take (more for a file of over 20 MB), before its row says so.
@@ -110,7 +113,7 @@ def probe_files(
         text = str(path)
         try:
             text.encode()
-            state = path.stat()
+            size, modified = file_state(text)
         except UnicodeEncodeError:
             shown = os.fsencode(text).decode(errors="backslashreplace")
             rows[text] = {"path": shown, "error": "the file's name isn't valid UTF-8; rename it"}
@@ -119,11 +122,11 @@ def probe_files(
             rows[text] = {"path": text, "error": f"can't be read: {error.strerror}"}
             continue
         row = known.get(text)
-        if row is not None and (row["size_bytes"], row["modified_ns"]) == (state.st_size, state.st_mtime_ns):
+        if row is not None and (row["size_bytes"], row["modified_ns"]) == (size, modified):
             rows[text] = row
         else:
-            rows[text] = {"path": text, "size_bytes": state.st_size, "modified_ns": state.st_mtime_ns}
-            todo.append((text, state.st_size))
+            rows[text] = {"path": text, "size_bytes": size, "modified_ns": modified}
+            todo.append((text, size or 0))
     if todo:
         with _progress_path(out).open("a", encoding="utf-8") as journal:
             journal.write("\n")  # ends a line that an interruption may have cut
@@ -140,7 +143,7 @@ def _probe_and_note(
     time_limit_seconds: float,
 ) -> None:
     def limit(path: str) -> float:
-        return time_limit_seconds + sizes[path] / _SLOW_DISK
+        return time_limit_seconds + sizes[path] / (_SLOW_NETWORK if is_url(path) else _SLOW_DISK)
 
     for position, outcome in track(run_isolated(probe_file, todo, limit, workers), "scanning", len(todo)):
         row = rows[todo[position]]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from timegrain.data.labels import VideoLabels, labels_from_folders, read_label_file
+from timegrain.data.location import shown
 from timegrain.data.manifest import Manifest
 from timegrain.data.probing import TIME_LIMIT_SECONDS, Row, find_files, forget_progress, probe_files
 
@@ -69,7 +70,13 @@ def scan(
     videos = [path for path in find_files(folder, all_files) if path.name not in (out.name, f"{out.name}.rows.jsonl")]
     if not videos:
         kind = "file" if all_files else "video (a file with the ending of one; --all-files tries every file)"
-        raise ValueError(f"no {kind} in {folder} and its sub-folders")
+        tars = next(folder.rglob("*.tar"), None)
+        hint = (
+            ""
+            if tars is None
+            else f". It has {tars.name}: `timegrain manifest shards {folder}` lists what is in tar files"
+        )
+        raise ValueError(f"no {kind} in {folder} and its sub-folders{hint}")
     known = _labels(folder, videos, labels, missing_ok)
     rows, num_known = probe_files(videos, out, workers, time_limit, restart)
     for video, row in zip(videos, rows, strict=True):
@@ -113,7 +120,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
         "labels": dict(sorted(Counter(row["label"] for row in usable if row["label"] is not None).items())),
         "unlabelled": sum(row["label"] is None for row in usable),
         "splits": dict(sorted(Counter(row["split"] for row in usable if row["split"] is not None).items())),
-        "errors": {row["path"]: row["error"] for row in rows if row["error"] is not None},
+        "errors": {shown(row["path"]): row["error"] for row in rows if row["error"] is not None},
     }
 
 
