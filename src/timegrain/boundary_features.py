@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import lru_cache
@@ -27,6 +26,7 @@ from timegrain.boundary_inference import Opened, span_values
 from timegrain.boundary_layout import Layout
 from timegrain.data.boundaries import BoundaryTruth, CandidateSampler
 from timegrain.data.loading import Key
+from timegrain.data.location import file_state, shown
 from timegrain.files import atomic_path
 from timegrain.models.boundary import BoundaryDetector
 from timegrain.models.weights import fingerprint_of
@@ -85,7 +85,7 @@ class FeatureStore:
                         np.save(file, np.concatenate(parts.pop(video)))
         if broken and len(broken) == len(paths):
             path, reason = next(iter(broken.items()))
-            raise ValueError(f"none of the {len(paths)} videos could be read; the first: {path}: {reason}")
+            raise ValueError(f"none of the {len(paths)} videos could be read; the first: {shown(path)}: {reason}")
         return cls(layout, {path: file for path, file in files.items() if path not in broken}, broken)
 
     def windows(self, path: str, candidates: npt.NDArray[np.int64]) -> Tensor:
@@ -103,8 +103,11 @@ def _mapped(file: Path) -> npt.NDArray[np.float16]:
 
 def _state(path: str) -> str:
     """A name for a video file as it is now."""
-    status = os.stat(path) if os.path.exists(path) else None
-    text = f"{path}\0{status.st_size if status else 0}\0{status.st_mtime_ns if status else 0}"
+    try:
+        size, modified = file_state(path)
+    except OSError:
+        size = modified = 0
+    text = f"{shown(path)}\0{size}\0{modified}"
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 

@@ -3,7 +3,7 @@
 **Parquet**, one row per vector, so that ``pandas.read_parquet`` and polars open it as a table:
 
 =================  =================================================================================================
-``path``           absolute path of the video
+``path``           absolute path of the video, or its URL (without credentials), or its place in a shard
 ``kind``           ``time_step``, ``clip`` (a window: the mean over its time steps) or ``video`` (the mean of windows)
 ``index``          0, 1, … within the video and kind
 ``start_seconds``  when the moment begins
@@ -40,7 +40,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from timegrain.data.decoding import VideoError
+from timegrain.data.location import Location, absolute, file_state, is_plain, is_url, shown
+from timegrain.data.manifest import Manifest
 from timegrain.data.probing import find_files
+from timegrain.data.shards import is_shard, read_shard
 from timegrain.files import atomic_path
 from timegrain.progress import track
 
@@ -73,24 +76,38 @@ class EmbeddedFiles:
 
 
 def list_videos(inputs: Iterable[str | os.PathLike[str]]) -> list[str]:
-    """Absolute paths of the videos named: files as they are, folders with all videos below them; each once.
+    """Absolute paths of the videos named, each once.
+
+    Args:
+        inputs: Files, URLs, members of shards; folders, with all videos below them; manifests (.parquet), with their usable
+            videos; tar files (.tar, local or behind URLs), with the videos in them.
 
     Raises:
         FileNotFoundError: There is no such file or folder.
         ValueError: There is no video at all.
     """
     found: dict[str, None] = {}
-    named = [Path(name) for name in inputs]
-    for path in named:
-        if path.is_dir():
+    named = [os.fspath(name) for name in inputs]
+    for name in named:
+        path = Path(name)
+        if is_url(name) or not is_plain(name) or path.is_file():
+            found.update(dict.fromkeys(_videos_of(name)))
+        elif path.is_dir():
             found.update((str(file), None) for file in find_files(path))
-        elif path.exists():
-            found[os.path.abspath(path)] = None
         else:
             raise FileNotFoundError(f"there is no file or folder {path}")
     if not found:
-        raise ValueError(f"there is no video in {', '.join(map(str, named)) or 'an empty list'}")
+        raise ValueError(f"there is no video in {', '.join(map(shown, named)) or 'an empty list'}")
     return list(found)
+
+
+def _videos_of(name: str) -> list[str]:
+    """The videos of a manifest or a tar file; anything else is a video itself."""
+    if is_shard(name) and Location.parse(name).member is None:
+        return [row["path"] for row in read_shard(absolute(name)) if not row.get("error")]
+    if is_plain(name) and name.endswith(".parquet"):
+        return [str(path) for path in Manifest.open(name).select().column("path").to_pylist()]
+    return [absolute(name)]
 
 
 def embed_files(
@@ -134,18 +151,18 @@ def embed_files(
                     pq.write_table(table, temporary)
             keys[path] = key
         except VideoError as error:
-            broken.append((path, error.reason))
+            broken.append((shown(path), error.reason))
     if not keys:
         shutil.rmtree(parts, ignore_errors=True)
-        shown = "; ".join(f"{path}: {reason}" for path, reason in broken[:3])
+        first = "; ".join(f"{path}: {reason}" for path, reason in broken[:3])
         more = f"; and {len(broken) - 3} more" if len(broken) > 3 else ""
-        raise ValueError(f"none of {len(broken)} videos could be read: {shown}{more}")
+        raise ValueError(f"none of {len(broken)} videos could be read: {first}{more}")
     facts = {
         "version": _VERSION,
         "backbone": embedder.encoder.config.backbone,
         "weights": embedder.fingerprint,
         "settings": asdict(settings),
-        "videos": [[path, key] for path, key in keys.items()],
+        "videos": [[shown(path), key] for path, key in keys.items()],
         "broken": [list(item) for item in broken],
     }
     steps, width = _join(out, parts, done, facts)
@@ -196,7 +213,7 @@ def to_table(video: VideoFeatures) -> pa.Table:
         tables.append(
             pa.table(
                 {
-                    "path": pa.array([os.path.abspath(video.path)] * count, pa.string()),
+                    "path": pa.array([shown(absolute(video.path))] * count, pa.string()),
                     "kind": pa.array([kind] * count, pa.string()),
                     "index": pa.array(np.arange(count), pa.int32()),
                     "start_seconds": pa.array(start, pa.float64()),
@@ -212,10 +229,10 @@ def to_table(video: VideoFeatures) -> pa.Table:
 def _key(path: str, weights: str, settings: ViewSettings) -> str:
     """The name of a video's features: changes with the file, the weights and the settings."""
     try:
-        state = os.stat(path)
+        state = file_state(path)
     except OSError as error:
         raise VideoError(path, error.strerror or str(error)) from error
-    facts = [_VERSION, path, state.st_size, state.st_mtime_ns, weights, asdict(settings)]
+    facts = [_VERSION, shown(path), *state, weights, asdict(settings)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from timegrain.data.location import file_state, shown
 from timegrain.data.manifest import Manifest
 from timegrain.data.transforms import to_model_input
 from timegrain.data.views import VideoViews, Views, load_views
@@ -177,7 +177,7 @@ def features_of_encoders(
             if name in places:
                 _write_part(places[name], part, found[name], failed)
     kept = [i for i in range(len(paths)) if i not in broken]
-    lost = tuple((paths[i], broken[i]) for i in sorted(broken))
+    lost = tuple((shown(paths[i]), broken[i]) for i in sorted(broken))
     if not kept:
         raise ValueError(f"none of {len(paths)} videos could be read; the first: {lost[0][0]}: {lost[0][1]}")
     labels, groups = (manifest.column(column).to_pylist() for column in ("label", "group"))
@@ -249,8 +249,7 @@ def _cache_file(folder: Path | None, paths: Sequence[str], views: Views, encoder
     states: list[Any] = []
     for path in paths:
         try:
-            state = os.stat(path)
-            states.append([path, state.st_size, state.st_mtime_ns])
+            states.append([shown(path), *file_state(path)])
         except OSError:
             states.append([path, None, None])
     text = json.dumps([_VERSION, encoder, asdict(views), states], sort_keys=True)

@@ -10,7 +10,6 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from timegrain.data.decoding import VideoError, VideoReader, open_video
+from timegrain.data.location import file_name
 from timegrain.data.transforms import center_view, three_crops, to_model_input
 from timegrain.data.video import indices_at
 from timegrain.feature_files import EmbeddedFiles, embed_files
@@ -164,7 +164,7 @@ class Embedder:
             plan = plan_windows(_frames_of(reader, settings.fps), clip, num_steps, settings.overlap)
             batches = _batches(_windows(reader, plan, self.encoder.config.crop_size, settings.num_crops), self)
             if progress:
-                batches = track(batches, Path(path).name, total=-(-len(plan.starts) // self.batch_size))
+                batches = track(batches, file_name(os.fspath(path)), total=-(-len(plan.starts) // self.batch_size))
             starts, outputs = [], []
             for batch_starts, features in batches:
                 starts += batch_starts

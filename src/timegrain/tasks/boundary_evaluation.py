@@ -17,6 +17,7 @@ from timegrain.boundary_layout import Mode
 from timegrain.data.boundaries import BoundaryTruth
 from timegrain.data.coverage import coverage_lines
 from timegrain.data.isolated import Failure, run_isolated
+from timegrain.data.location import shown
 from timegrain.data.manifest import Manifest
 from timegrain.data.probing import TIME_LIMIT_SECONDS
 from timegrain.files import atomic_path
@@ -73,7 +74,7 @@ def score_truth(
     for video, found in outcomes:
         if isinstance(found, str):
             failures[truth.ids[video]] = found
-            print(f"{paths[video]}: {found}", file=sys.stderr)
+            print(f"{shown(paths[video])}: {found}", file=sys.stderr)
         else:
             scores[truth.ids[video]] = found
     if not scores:

@@ -10,13 +10,14 @@ from pathlib import Path
 from timegrain.boundary_finding import BoundaryFinder, FindSettings, FoundBoundaries
 from timegrain.boundary_layout import Mode
 from timegrain.data.decoding import VideoError
+from timegrain.data.location import shown
 from timegrain.feature_files import list_videos
 from timegrain.files import atomic_path
 from timegrain.progress import track
 
 
 def find(
-    videos: list[Path],
+    videos: list[str],
     *,
     weights: str,
     out: Path,
@@ -48,7 +49,7 @@ def find(
         timegrain boundaries find a.mp4 b.mp4 --weights runs/gebd-detector --out boundaries.json --threshold 0.4
 
     Args:
-        videos: Videos, and folders with videos.
+        videos: Videos, folders with videos, manifests (.parquet), tar shards, and URLs of videos and shards.
         weights: A .safetensors file, the folder of a run, or OWNER/NAME on the Hugging Face Hub.
         out: The file to write: .csv (path, seconds, strength; one line per boundary) or .json (by path: boundaries,
             strengths, segments, duration_seconds).
@@ -82,8 +83,8 @@ def find(
         try:
             found.append(finder.find(path))
         except VideoError as error:
-            broken[path] = error.reason
-            print(f"could not read {path}: {error.reason}", file=sys.stderr)
+            broken[shown(path)] = error.reason
+            print(f"could not read {shown(path)}: {error.reason}", file=sys.stderr)
     if not found:
         raise ValueError(f"none of the {len(paths)} videos could be read; the first: {next(iter(broken.values()))}")
     _write_found(out, found)
@@ -100,7 +101,7 @@ def _write_found(out: Path, found: list[FoundBoundaries]) -> None:
     with atomic_path(out) as temporary:
         if out.suffix == ".json":
             content = {
-                video.path: {
+                shown(video.path): {
                     "boundaries": [round(float(t), 4) for t in video.seconds],
                     "strengths": [round(float(s), 4) for s in video.strengths],
                     "segments": [[round(start, 4), round(end, 4)] for start, end in video.segments],
@@ -115,6 +116,6 @@ def _write_found(out: Path, found: list[FoundBoundaries]) -> None:
             writer.writerow(["path", "seconds", "strength"])
             for video in found:
                 writer.writerows(
-                    [video.path, f"{float(t):.4f}", f"{float(s):.4f}"]
+                    [shown(video.path), f"{float(t):.4f}", f"{float(s):.4f}"]
                     for t, s in zip(video.seconds, video.strengths, strict=True)
                 )

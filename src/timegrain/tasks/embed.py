@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from timegrain.data.location import file_name
 from timegrain.files import atomic_path
 from timegrain.inference import ViewSettings, load
 from timegrain.report.figures import self_similarity
@@ -16,7 +17,7 @@ from timegrain.report.frames import sample_frames
 
 
 def embed(
-    videos: list[Path],
+    videos: list[str],
     *,
     weights: str,
     out: Path,
@@ -43,7 +44,7 @@ def embed(
         timegrain embed a.mp4 b.mp4 --weights W.safetensors --head persistent --out features.npz
 
     Args:
-        videos: Videos, and folders with videos.
+        videos: Videos, folders with videos, manifests (.parquet), tar shards, and URLs of videos and shards.
         weights: A .safetensors file, the folder of a pre-training run, or OWNER/NAME on the Hugging Face Hub.
         out: The file to write, .parquet or .npz.
         head: Features of the backbone (none), or unit embeddings of one projection head.
@@ -74,7 +75,7 @@ def embed(
 
 
 def similarity(
-    video: Path,
+    video: str,
     *,
     weights: str,
     out: Path,
@@ -110,7 +111,7 @@ def similarity(
     features = load(weights, device, batch_size).embed_with(video, settings, progress=True)
     frames, _ = sample_frames(video, 10)
     matrix = features.self_similarity()
-    picture = self_similarity(matrix, features.start_seconds, features.duration_seconds, frames, title=video.name)
+    picture = self_similarity(matrix, features.start_seconds, features.duration_seconds, frames, title=file_name(video))
     with atomic_path(out) as temporary:
         temporary.write_bytes(picture)
     if json:

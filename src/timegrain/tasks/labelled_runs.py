@@ -22,6 +22,7 @@ from timegrain.data.clip_dataset import collate
 from timegrain.data.coverage import coverage_lines
 from timegrain.data.frame_cache import FrameCache
 from timegrain.data.labelled_clips import AnywhereInVideo, LabelledClips
+from timegrain.data.location import shown
 from timegrain.data.manifest import Manifest
 from timegrain.data.transforms import AugmentConfig
 from timegrain.data.views import Views
@@ -271,7 +272,7 @@ def _labelled(manifest: Manifest, split: str) -> tuple[Manifest, Tensor]:
     chosen = manifest.select(split=split)
     labels = chosen.class_indices()
     if (labels < 0).any():
-        path = chosen[int(np.flatnonzero(labels < 0)[0])].path
+        path = shown(chosen[int(np.flatnonzero(labels < 0)[0])].path)
         raise ValueError(f"{path} in split {split!r} has no label; training and testing need one for each video")
     if len(manifest.class_names) < 2:
         raise ValueError(f"{manifest.path} has a single class, {manifest.class_names[0]!r}; there is nothing to learn")

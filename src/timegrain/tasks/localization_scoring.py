@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from timegrain.data.coverage import coverage_lines
 from timegrain.data.key_frame_clips import KeyFramePictures
 from timegrain.data.key_frames import KeyFrame, key_frames, read_people, truth_of, with_people
+from timegrain.data.location import shown
 from timegrain.data.manifest import Manifest
 from timegrain.data.transforms import to_model_input
 from timegrain.files import atomic_path
@@ -112,7 +113,7 @@ def score_localizer(
     localizer = localizer.to(device).eval()
     for index, clip in track(_load(pictures, data.workers), "scoring key frames", total=len(frames)):
         if isinstance(clip, str):
-            broken[test[frames[index].video].path] = clip
+            broken[shown(test[frames[index].video].path)] = clip
             continue
         batch = to_model_input(clip[None].to(device))
         logits_detected[index] = _probabilities(localizer, batch, people[index])

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from timegrain.data.location import shown
 from timegrain.data.manifest import Manifest
 from timegrain.data.transforms import Rounding, to_model_input
 from timegrain.data.views import VideoViews, Views, load_views
@@ -54,7 +55,7 @@ def view_logits(
     data = VideoViews.of(paths, range(len(paths)), views, rounding)
     for video, clips in track(load_views(data, workers), "testing", len(paths)):
         if isinstance(clips, str):
-            broken.append((paths[video], clips))
+            broken.append((shown(paths[video]), clips))
             continue
         first = video * views.count
         seen += range(first, first + views.count)

@@ -30,6 +30,7 @@ from timegrain.callbacks import (
     run_record,
 )
 from timegrain.data.loading import ResumableLoader
+from timegrain.data.location import shown
 from timegrain.models.hub import VideoEncoder, save_weights
 from timegrain.optim import OptimConfig, build_optimizer, schedule
 from timegrain.tasks.config import TrainingConfig
@@ -105,7 +106,7 @@ class TrainingTask(LightningModule):
     def _stop_on_non_finite(self, step: _Step) -> None:
         loader: Any = self.trainer.train_dataloader
         manifest = loader.dataset.manifest
-        files = "\n  ".join(manifest[int(index)].path for index in step.videos)
+        files = "\n  ".join(shown(manifest[int(index)].path) for index in step.videos)
         parts = ", ".join(f"{name} {float(value):g}" for name, value in step.losses.items())
         last = self.weights.parent / "checkpoints" / "last.ckpt"
         good = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from timegrain.data.event_clips import ClipsAroundEvents, VideoEvents
+from timegrain.data.location import shown
 from timegrain.data.manifest import Manifest
 from timegrain.data.transforms import to_model_input
 from timegrain.data.views import VideoViews, load_views
@@ -73,7 +74,7 @@ def event_outputs(
             outputs = outputs.reshape(-1, num_crops, outputs.shape[1]).mean(1)
             found.setdefault(name, np.zeros((len(paths), *outputs.shape), np.float32))[video] = outputs
     if len(broken) == len(paths):
-        raise ValueError(f"none of the {len(paths)} videos could be read; the first: {paths[0]}: {broken[0]}")
+        raise ValueError(f"none of the {len(paths)} videos could be read; the first: {shown(paths[0])}: {broken[0]}")
     return found, broken
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from timegrain.data.boundaries import benchmark_id
 from timegrain.data.decoding import open_video
 from timegrain.data.isolated import Failure, run_isolated
+from timegrain.data.location import shown
 from timegrain.data.manifest import Manifest
 from timegrain.data.probing import TIME_LIMIT_SECONDS, find_files
 from timegrain.files import atomic_path
@@ -211,7 +212,7 @@ def _paths_by_id(videos: Path, split: str | None) -> tuple[dict[str, str], dict[
     for video_id, path in listed:
         key = benchmark_id(video_id, path)
         if key in paths:
-            raise ValueError(f"two videos have the id {key!r}: {paths[key]} and {path}")
+            raise ValueError(f"two videos have the id {key!r}: {shown(paths[key])} and {shown(path)}")
         paths[key] = path
     if not paths:
         raise ValueError(f"{videos}: no video in it")

@@ -23,6 +23,7 @@ from timegrain.data.coverage import coverage_lines
 from timegrain.data.decoding import VideoError
 from timegrain.data.event_clips import VideoEvents
 from timegrain.data.labelled_clips import CROP_AND_FLIP, LabelledClips
+from timegrain.data.location import shown
 from timegrain.data.manifest import Manifest
 from timegrain.data.transforms import AugmentConfig
 from timegrain.features import PixelFeatures
@@ -380,5 +381,5 @@ def _finish(
     for row in rows:
         cells = "".join(f"{row.scores[key]:>23.4f}" if key in row.scores else f"{'-':>23}" for key in METRICS)
         lines.append(f"{row.method:<{width}}{cells}")
-    lines += [f"could not read {tested[video].path}: {reason}" for video, reason in broken.items()]
+    lines += [f"could not read {shown(tested[video].path)}: {reason}" for video, reason in broken.items()]
     print("\n".join([*lines, f"{file}; {out / 'predictions.pkl'} for `timegrain score vidsitu`"]))
