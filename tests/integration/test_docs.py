@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from conftest import command_name, make_video, moving_square, parse_command
+from shard_server import serve
 from timegrain.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[2]
@@ -97,6 +98,20 @@ def test_the_guides_commands_run_in_order(place: Path, monkeypatch):
         name = command_name(words[1:])
         extra = {"pretrain": [*SMALL, "--run.out=runs/guide", "--run.restart=true"], "probe": ["--num_neighbours=3"]}
         assert main([*words[1:], *extra.get(name, [])]) == 0, words
+
+
+def test_the_page_on_shards_runs_in_order(place: Path, tmp_path: Path, monkeypatch):
+    for name in ("VIDEOS", "runs"):
+        (tmp_path / name).symlink_to(place / name)
+    shutil.copy(place / "m.parquet", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with serve(tmp_path) as server:
+        for words in commands(ROOT / "docs" / "shards.md"):
+            if words[1] == "prepare":
+                continue
+            extra = [*SMALL, "--run.out=remote"] if words[1] == "pretrain" else []
+            assert main([*(word.replace("https://HOST", server.url) for word in words[1:]), *extra]) == 0, words
+    assert not Path("remote/failed_videos.csv").exists()
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "guide.md"], ids=lambda page: page.stem)

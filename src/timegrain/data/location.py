@@ -72,7 +72,9 @@ class Location:
         """Name of the video file, without folders."""
         if self.member is not None:
             return PurePosixPath(self.member).name
-        return PurePosixPath(re.split(r"[?#]", self.source)[0]).name if self.is_remote else Path(self.source).name
+        return (
+            PurePosixPath(re.split(r"[?#]", self.source)[0]).name if self.is_remote else os.path.basename(self.source)
+        )
 
 
 def is_url(text: str) -> bool:

@@ -47,7 +47,8 @@ def find_shards(named: Sequence[str]) -> list[str]:
             if is_url(text):
                 found.update(dict.fromkeys(_remote_files(text)))
             elif Path(text).is_dir():
-                found.update((absolute(str(file)), None) for file in sorted(Path(text).rglob("*.tar")))
+                tars = (file for file in Path(text).rglob("*.tar") if not file.name.startswith("."))
+                found.update((absolute(str(file)), None) for file in sorted(tars))
             elif Path(text).is_file():
                 found[absolute(text)] = None
             else:
