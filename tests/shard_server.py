@@ -24,6 +24,7 @@ class ShardServer:
         answers: What the next requests get instead of their bytes, first come first served: a status, or a number of
             bytes below zero after which the connection is closed (-1000: after a thousand); None serves as usual.
         every: The same for every request whose path contains the key.
+        versions: ETags of the next answers, first come first served.
         asked: (path, first byte, last byte) of all requests served so far.
     """
 
@@ -32,6 +33,7 @@ class ShardServer:
     has_ranges: bool = True
     answers: deque[int | None] = field(default_factory=deque)
     every: dict[str, int] = field(default_factory=dict)
+    versions: deque[str] = field(default_factory=deque)
     asked: list[tuple[str, int, int]] = field(default_factory=list)
 
 
@@ -68,6 +70,8 @@ def _handler(server: ShardServer) -> type[BaseHTTPRequestHandler]:
             else:
                 self.send_response(200)
             self.send_header("Content-Length", str(len(data)))
+            if server.versions:
+                self.send_header("ETag", server.versions.popleft())
             self.end_headers()
             try:
                 if answer is not None:

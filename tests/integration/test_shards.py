@@ -385,6 +385,18 @@ def test_broken_videos_in_shards_are_listed_and_stop_the_run_when_they_are_many(
     assert sum(row.error is not None for row in Manifest.open(tmp_path / "checked.parquet")) == len(lost)
 
 
+@pytest.mark.multiprocess
+def test_a_server_that_is_gone_ends_the_run_with_one_message(place, web, tmp_path, capsys):
+    manifest = moved(place, web.url, tmp_path / "m.parquet")
+    web.every["tar"] = 503
+    assert pretrain(tmp_path / "run", manifest, "--run.steps=4", "--data.workers=1") == 2
+    message = capsys.readouterr().err
+    assert "the server answered 503 (the last of 5 tries" in message
+    assert "5 videos in a row could not be decoded" in message
+    assert "Traceback" not in message
+    assert "ended from outside" not in message
+
+
 # ---- everything else that reads videos -------------------------------------------------------------------------------
 
 

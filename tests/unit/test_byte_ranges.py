@@ -189,6 +189,13 @@ def test_nobody_listens(folder, web, parts):
         everything(path)
 
 
+def test_a_file_that_changes_between_two_answers_is_not_mixed(web, parts):
+    web.versions.extend(["1", "1", "2"])
+    web.answers.extend([-1000, -2000])
+    with pytest.raises(VideoError, match="changed while it was read"):
+        everything(remote(web, parts, "a.mp4"))
+
+
 def test_pauses_grow_and_end(web, parts, monkeypatch):
     waited: list[float] = []
     monkeypatch.setattr(byte_ranges, "_PAUSES", (0.5, 1.0))

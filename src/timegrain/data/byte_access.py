@@ -1,4 +1,7 @@
-"""Where bytes come from, a range at a time: local files, HTTP, and every other file system that fsspec knows."""
+"""Where bytes come from, a range at a time: local files, HTTP, and every other file system that fsspec knows.
+
+What libraries say of a URL may hold credentials, so their errors are not chained to ours.
+"""
 
 from __future__ import annotations
 
@@ -74,6 +77,7 @@ class _WebFile(Access):
 
         self._fs = fs
         self._url = yarl.URL(url, encoded="%" in url)  # a signed URL must stay what it is, letter by letter
+        self._version: str | None = None  # of the file, as the server names it
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_SILENCE_SECONDS)
 
     def size(self) -> int:
@@ -93,14 +97,14 @@ class _WebFile(Access):
             total: int | None = sync(self._fs.loop, self._request, start, end, into)
         except Unreachable:
             raise
-        except TimeoutError as error:
-            raise Unreachable(f"the server was silent for {_SILENCE_SECONDS:.0f} s", transient=True) from error
+        except TimeoutError:
+            raise Unreachable(f"the server was silent for {_SILENCE_SECONDS:.0f} s", transient=True) from None
         except (aiohttp.InvalidURL, aiohttp.ClientConnectorCertificateError) as error:
-            raise Unreachable(masked(short_reason(error))) from error
-        except aiohttp.ClientPayloadError as error:
-            raise Unreachable(f"the connection broke after {len(into):,} bytes", transient=True) from error
+            raise Unreachable(masked(short_reason(error))) from None
+        except aiohttp.ClientPayloadError:
+            raise Unreachable(f"the connection broke after {len(into):,} bytes", transient=True) from None
         except (aiohttp.ClientError, OSError) as error:
-            raise Unreachable(f"no connection: {masked(short_reason(error))}", transient=True) from error
+            raise Unreachable(f"no connection: {masked(short_reason(error))}", transient=True) from None
         return total
 
     async def _request(self, start: int, end: int, into: bytearray) -> int | None:
@@ -118,6 +122,10 @@ class _WebFile(Access):
                 raise _refusal(answer.status, start, total)
             if first != start:
                 raise Unreachable(f"the server gave other bytes (from {first}) than were asked for (from {start})")
+            version = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
+            if self._version not in (None, version):
+                raise Unreachable("the file changed while it was read")
+            self._version = version
             if total is not None and total < end:
                 raise Unreachable(
                     f"the file ends at byte {total:,}, before byte {end:,} that is needed: cut off, or not the one scanned"
@@ -176,12 +184,12 @@ class _AnyFile(Access):
     def _tried(function: Any, *arguments: Any, **options: Any) -> Any:
         try:
             return function(*arguments, **options)
-        except FileNotFoundError as error:
-            raise Unreachable("file not found") from error
+        except FileNotFoundError:
+            raise Unreachable("file not found") from None
         except (PermissionError, IsADirectoryError, NotImplementedError) as error:
-            raise Unreachable(masked(f"{type(error).__name__}: {short_reason(error)}")) from error
+            raise Unreachable(masked(f"{type(error).__name__}: {short_reason(error)}")) from None
         except Exception as error:  # each file system has errors of its own, mostly of the network
-            raise Unreachable(masked(f"{type(error).__name__}: {short_reason(error)}"), transient=True) from error
+            raise Unreachable(masked(f"{type(error).__name__}: {short_reason(error)}"), transient=True) from None
 
 
 def access(source: str, remote: bool) -> Access:
@@ -201,6 +209,6 @@ def access(source: str, remote: bool) -> Access:
     try:
         fs, path = url_to_fs(source)
     except (ImportError, ValueError) as error:
-        raise Unreachable(masked(f"{source.split('://')[0]}:// cannot be read: {short_reason(error)}")) from error
+        raise Unreachable(masked(f"{source.split('://')[0]}:// cannot be read: {short_reason(error)}")) from None
     protocols = fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)
     return _WebFile(fs, path) if {"http", "https"} & set(protocols) else _AnyFile(fs, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import logging
+import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -163,7 +164,7 @@ def fit(
 
     Raises:
         KeyboardInterrupt: The user stopped the run; the message says where the same command goes on.
-        ValueError: A loading process was killed.
+        ValueError: A loading process was killed, or found no video that it can decode.
     """
     assert run.out is not None
     trainer = _trainer(run, run.out, length, failures, description, monitor)
@@ -183,6 +184,9 @@ def fit(
             ) from error
         if "DataLoader worker" not in str(error):
             raise
+        broken = re.search(r"VideoError: (.+)\s*$", str(error))
+        if broken:  # raised in that process, and told here with its traceback
+            raise ValueError(f"{broken[1]}. The same command {_where_it_goes_on(last)}") from None
         raise ValueError(
             f"a process that decodes videos was ended from outside ({error}), most often because memory ran out: try "
             f"fewer --data.workers or a smaller --data.batch_size. The same command {_where_it_goes_on(last)}"
