@@ -69,7 +69,7 @@ class _Products(torch.autograd.Function):
         out = x.new_empty(batch, len(weight), flat.shape[2])
         for shift, outputs, inputs in _shifts(len(slices), length, height * width):
             _add_product(out[..., outputs], slices[shift], flat[..., inputs], is_first=shift == len(slices) // 2)
-        return out.unflatten(2, (length, height, width))
+        return out.reshape(batch, len(weight), length, height, width)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
