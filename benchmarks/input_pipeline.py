@@ -25,10 +25,11 @@ import peers
 from augmentation import ALL_ON, torchvision_v2
 from measure import Row, measure, not_measured, row
 from same_ffmpeg import restart_with_it
-from timegrain.data.clips import ClipsPlan, collate, cut_clips, draw_clips
+from timegrain.data.clips import ClipsPlan, collate, cut_clips, draw_clips, joined
 from timegrain.data.decoding import open_video
 from timegrain.data.pyav_reader import PyAVReader
 from timegrain.data.reencoding import Encoding
+from timegrain.data.streams.known import KNOWN
 from timegrain.data.transforms import Augmentation, AugmentConfig, apply_augmentation, resize_pictures
 from timegrain.sampling import ClipSpec, contained
 
@@ -47,7 +48,10 @@ def plans(path: Path, config: AugmentConfig, rounds: int) -> list[ClipsPlan]:
     ]
 
 
-def ours(path: Path, plan: ClipsPlan, decoder: str = "pyav") -> list[torch.Tensor]:
+def ours(path: Path, plan: ClipsPlan, decoder: str = "pyav", known: bool = False) -> list[torch.Tensor]:
+    """Ours; the file's packets walked through anew, or known from an earlier visit of the same worker."""
+    if not known:
+        KNOWN.clear()
     with open_video(path, decoder=decoder) as reader:
         return cut_clips(reader, plan, reader.num_frames, SIZE)
 
@@ -100,6 +104,7 @@ def our_pipeline(path: Path, plan: ClipsPlan) -> list[torch.Tensor]:
 
 def decode_dropping(path: Path, plan: ClipsPlan) -> None:
     """The floor of ours: the packets that ours sends to the decoder, and nothing done with the frames."""
+    KNOWN.clear()
     with PyAVReader(str(path)) as reader:
         for _ in reader._decode(np.unique(np.concatenate(plan.indices))):
             pass
@@ -114,13 +119,14 @@ def samples(work: str, path: Path, rounds: int, goal: float, store: Path | None 
     union = [np.unique(np.concatenate(plan.indices)).tolist() for plan in drawn]
     methods: dict[str, Callable[[int], object]] = {
         "TimeGrain": lambda number: ours(path, drawn[number]),
+        "TimeGrain, a file that the worker read before": lambda number: ours(path, drawn[number], known=True),
         "floor: decoding alone, key frame to last frame": lambda number: peers.decode_only(path, union[number]),
         "floor: the same without pictures nothing depends on": lambda number: decode_dropping(path, drawn[number]),
         "PyAV, once": lambda number: peer_once(peers.pyav, path, drawn[number]),
     }
     goals = {"TimeGrain": goal}
     if store is not None:
-        methods["TimeGrain, frame store"] = lambda number: ours(store, drawn[number])
+        methods["TimeGrain, frame store"] = lambda number: ours(store, drawn[number], known=True)
         goals["TimeGrain, frame store"] = 0.12
     missing = {}
     others: dict[str, tuple[str, Callable[[int], object]]] = {
@@ -181,6 +187,21 @@ def pipelines(path: Path, rounds: int) -> list[Row]:
     return rows
 
 
+def visits(work: str, path: Path, rounds: int) -> list[Row]:
+    """What a sample costs where several are drawn each time a video is decoded, beside one."""
+    number_of = {"one sample a visit": 1} | {f"{number} samples a visit, each": number for number in (2, 4, 8)}
+    drawn = plans(path, AugmentConfig(), 8 * (rounds + 1))
+
+    def visit(number: int, samples: int) -> None:
+        ours(path, joined(drawn[8 * number : 8 * number + samples]))
+
+    seconds = measure(
+        {name: lambda number, samples=samples: visit(number, samples) for name, samples in number_of.items()}, rounds
+    )
+    each = {name: [spent / number_of[name] for spent in seconds[name]] for name in seconds}
+    return [row(work, each, name, "one sample a visit") for name in number_of if number_of[name] > 1]
+
+
 def stages(path: Path, rounds: int) -> list[Row]:
     """Where ours spends its time; each stage beside bare decoding of the same span in the same round."""
     floor = "floor: decoding alone, key frame to last frame"
@@ -188,6 +209,7 @@ def stages(path: Path, rounds: int) -> list[Row]:
     spent: dict[str, list[float]] = {}
 
     def staged(number: int) -> None:
+        KNOWN.clear()
         plan, clock = drawn[number], _Clock()
         with PyAVReader(str(path)) as reader:
             clock("open: read all packets, find the frames")
@@ -269,6 +291,8 @@ def run(rounds: int = 7) -> list[Row]:
         _say("rewritten")
         fast = media.rewritten(source, folder, Encoding(gop=12))
         rows += samples("sample to uint8, the same rewritten by `timegrain prepare --gop 12`", fast, rounds, None)
+        _say("several samples a visit")
+        rows += visits(f"several samples of a video, {what}", source, rounds)
         _say("whole pipelines")
         rows += pipelines(source, rounds)
         _say("stages")

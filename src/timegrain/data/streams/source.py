@@ -13,6 +13,7 @@ import numpy as np
 from timegrain.data.byte_ranges import RangeFile, open_bytes
 from timegrain.data.location import is_plain
 from timegrain.data.streams.index import UNKNOWN, PacketIndex, read_index
+from timegrain.data.streams.known import KNOWN
 from timegrain.data.video import VideoError, short_reason
 
 AV_FAILURES = (av.error.FFmpegError, OSError, ValueError, RuntimeError)
@@ -84,7 +85,7 @@ class PacketSource:
         self.rate = rate if 0 < rate < 1000 else 25.0
         # Containers with an index of their own, in which a packet is known by its place.
         self.is_indexed = not {"mov", "matroska", "avi"}.isdisjoint(self.container.split(","))
-        self.index = self._walk()
+        self.index = KNOWN.get(self.path, self._walk) if self.file is None else self._walk()
         self.is_indexed &= bool((self.index.positions >= 0).all())
 
     def _open(self) -> None:
