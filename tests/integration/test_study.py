@@ -41,8 +41,9 @@ def test_every_evaluation_of_the_study_runs(jobs: list[Job]) -> None:
     first = {job.setting: job for job in reversed(jobs)}
     run(first["TeG-FG"])
     run(first["from scratch"])
+    run(first["SimCLR"])
     found = [result for _, result in find_results([first["TeG-FG"].folder])]
     tasks = {"linear probe", "attentive probe", "fine-tune", "boundaries", "localization"}
     assert {result.task for result in found} == tasks
     assert {result.benchmark for result in found} == {"eventworld", "eventworld, events"}
-    assert {job.setting for job in jobs} == {"TeG-PS", "TeG-FG", "CVRL", "from scratch"}
+    assert {job.setting for job in jobs} == {"TeG-PS", "TeG-FG", "CVRL", "from scratch", "SimCLR", "ρMoCo", "ρBYOL"}
