@@ -102,7 +102,7 @@ def sweep(
 
         timegrain sweep configs/sweeps/alpha.yaml --videos vidsitu.parquet
         timegrain sweep configs/sweeps/alpha.yaml --videos vidsitu.parquet --slurm      # writes OUT/sweep.sbatch
-        timegrain sweep configs/tiny/sweep_alpha.yaml --videos ew/manifest.parquet --pretrain '{"run.steps": 100}'
+        timegrain sweep configs/tiny/ucf101_4_study.yaml --videos ucf101_4.parquet --pretrain '{"run.steps": 100}'
 
     Args:
         file: The sweep, a YAML file.
