@@ -33,6 +33,7 @@ from typing import Any
 
 import numpy as np
 
+from timegrain.data.eventworld_files import Job, render_files
 from timegrain.data.eventworld_preview import save_preview
 from timegrain.data.eventworld_render import (
     DIFFICULTIES,
@@ -42,12 +43,10 @@ from timegrain.data.eventworld_render import (
     SCENES,
     Event,
     EventWorldConfig,
-    Job,
     Video,
     boxes_around,
     generate,
     identity,
-    render_files,
     write_script,
 )
 from timegrain.data.manifest import Manifest

@@ -15,25 +15,17 @@ No label can be read from a single pixel statistic: all postures cover the same 
 is the image of a disc under an area-preserving map), all motions have the same speed and a uniform phase, all textures
 have the same grey values in every frame.
 
-This module imports only numpy and PyAV, because every worker process imports it.
+This module imports only numpy, because every worker process imports it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import product
-from pathlib import Path
-from typing import Any
 
-import av
 import numpy as np
 from numpy.typing import NDArray
-
-from timegrain.files import atomic_path
 
 FloatArray = NDArray[np.float32]
 Indices = NDArray[np.int64]
@@ -368,41 +360,3 @@ def _lighting(rng: np.random.Generator, config: EventWorldConfig) -> tuple[Float
     gradient = slope[0, :, None, None] * axis + slope[1, :, None, None] * axis[:, None]
     light = config.nuisance * (0.5 * spot_x * spot_y + 0.4 * gradient + 0.15 * level)
     return light.astype(np.float32), (1 + 0.4 * config.nuisance * gain).astype(np.float32)
-
-
-def encode(frames: NDArray[np.uint8], fps: float) -> bytes:
-    """An H.264 MP4 file of (T, H, W, 3) uint8 RGB frames.
-
-    The pictures are yuv420p, which every player reads; grey frames lose nothing by its halved colour planes. This is
-    the fastest setting that keeps the finest texture (some 33 dB at 22 kB for 120 frames of 32 x 32), with key frames,
-    P and B frames as in any video. The same frames may give other bytes with another version of the encoder.
-    """
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        options = {"preset": "superfast", "crf": "17", "g": "30"}
-        stream: Any = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1
-        for image in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode(None))
-    return file.getvalue()
-
-
-Job = tuple[EventWorldConfig, int, str, int, Path]
-
-
-def render_files(jobs: Sequence[Job]) -> list[int]:
-    """Generate videos, given as (config, seed, split, index, path), and write each to its path, whole or not at all.
-
-    Returns:
-        The files' sizes in bytes.
-    """
-    sizes = []
-    for config, seed, split, index, path in jobs:
-        data = encode(generate(config, seed, split, index).frames, config.fps)
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(data)
-        sizes.append(len(data))
-    return sizes
