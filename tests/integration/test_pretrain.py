@@ -501,3 +501,35 @@ def test_losses_looked_at_together_name_the_same_step_and_files(manifest: Path, 
     assert said[0].count(".mp4") == 4
     assert said[1] == said[0]
     assert said[2] == said[0]
+
+
+# Not AdamW: it makes a step of full length of a gradient that is rounding alone, such as that of a bias before a norm.
+SGD = ["--optim.name=sgd", "--optim.learning_rate=0.1"]
+
+
+def test_kept_activations_and_layout_are_switches(manifest: Path, tmp_path: Path):
+    common = [f"--data.manifest={manifest}", "--run.monitor_every_epochs=0", "--run.steps=2", *SGD]
+    assert pretrain(tmp_path / "plain", *common) == 0
+    assert pretrain(tmp_path / "checkpointed", *common, "--run.checkpoint_activations=true") == 0
+    assert pretrain(tmp_path / "last", *common, "--run.channels_last=true") == 0
+    assert_same_weights(tmp_path / "plain", tmp_path / "checkpointed")  # running means and counts too
+    assert_close_weights(tmp_path / "plain", tmp_path / "last")
+
+
+@pytest.mark.slow
+def test_a_compiled_run_learns_the_same(manifest: Path, tmp_path: Path):
+    """In processes of their own: the shape checks that the tests install are not part of what users compile."""
+    for name, options in (("plain", []), ("compiled", ["--run.compile=true"])):
+        words = ["pretrain", f"--run.out={tmp_path / name}", *TINY, f"--data.manifest={manifest}", "--run.steps=2"]
+        words += ["--run.monitor_every_epochs=0", *SGD, *options]
+        done = subprocess.run(
+            [sys.executable, "-m", "timegrain.cli", *words], capture_output=True, text=True, timeout=280
+        )
+        assert done.returncode == 0, done.stderr
+    assert_close_weights(tmp_path / "plain", tmp_path / "compiled")
+
+
+def assert_close_weights(first: Path, second: Path) -> None:
+    one, other = load_file(first / "weights.safetensors"), load_file(second / "weights.safetensors")
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-4, msg=name)

@@ -81,6 +81,11 @@ class BoundaryTask(TrainingTask):
         super().__init__(optim, length, weights, channels_last)
         self.detector, self.decay = detector, decay
 
+    def compile_network(self) -> None:
+        """Compile what turns clips into features, unless they are read from the disk."""
+        if not self.detector.config.frozen:
+            self.detector.features.compile()
+
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Colour and blur on the device: uint8 (B, T, C, H, W) to float (B, C, T, H, W)."""
         if "clip" in batch:
@@ -193,8 +198,6 @@ def train(
     if is_first_process():
         print(_describe(detector, learned, aside, test, batches, length, optim, run), file=sys.stderr)
         run_record(out, {"started": started, "schedule": length.__dict__})
-    if run.compile and not config.frozen:
-        detector.features.compile()
     task = BoundaryTask(detector, optim, length, out / "weights.safetensors", decay, run.channels_last)
     trainer = fit(
         task,

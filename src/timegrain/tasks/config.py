@@ -253,8 +253,10 @@ class TrainingConfig:
         accumulate: Batches per optimiser step. Negatives come from one batch: this is not a larger contrastive batch.
         sync_batchnorm: Batch statistics over all processes, as the reference does; without effect
             on one process and on CPUs, where PyTorch has no such statistics.
-        channels_last: Channels-last memory layout, faster on most GPUs.
-        compile: Compile the network with torch.compile.
+        channels_last: Channels-last memory layout of clips and kernels, faster on most GPUs and slower on CPUs.
+        compile: Compile the network with torch.compile; the first step then takes a minute or more.
+        checkpoint_activations: Keep only the input of each stage of the backbone for the backward pass, which computes the
+            rest again: less memory for about a third more time, the same gradients.
         checkpoint_minutes: Time between checkpoints.
         checkpoint_every_steps: Steps between checkpoints, instead of `checkpoint_minutes`.
         keep_every_epochs: Also keep a checkpoint for good every so many epochs; 0 keeps none.
@@ -278,6 +280,7 @@ class TrainingConfig:
     sync_batchnorm: bool = True
     channels_last: bool = False
     compile: bool = False
+    checkpoint_activations: bool = False
     checkpoint_minutes: float = 10.0
     checkpoint_every_steps: int | None = None
     keep_every_epochs: int = 0

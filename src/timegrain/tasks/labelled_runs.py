@@ -189,8 +189,6 @@ def _train_and_test(task: Task, settings: Settings, manifest: Manifest) -> _Fini
         encoders, heads, frozen, settings.optim, length, out, classes,
         {"kind": kind, **asdict(settings.classifier)}, run.channels_last,
     )  # fmt: skip
-    if run.compile:
-        encoder.backbone.compile()
     if is_first_process():
         print(_describe(task, settings, train, tested, encoder, len(classes), length), file=sys.stderr)
         run_record(out, {"started": started, "schedule": length.__dict__})

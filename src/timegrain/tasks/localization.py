@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import seed_everything
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -69,6 +70,11 @@ class LocalizationTask(TrainingTask):
     def encoder(self) -> VideoEncoder:
         """The localizer's encoder."""
         return self.localizer.encoder
+
+    def compile_network(self) -> None:
+        """Compile the way to the feature maps, which is all that is called of the backbone."""
+        backbone: Any = self.localizer.encoder.backbone
+        backbone.feature_maps = torch.compile(backbone.feature_maps)
 
     def train(self, mode: bool = True) -> LocalizationTask:
         """As usual, but a frozen encoder stays in evaluation mode."""

@@ -32,6 +32,7 @@ from timegrain.callbacks import (
 )
 from timegrain.data.loading import ResumableLoader
 from timegrain.data.location import shown
+from timegrain.models.blocks import Backbone
 from timegrain.models.hub import VideoEncoder, save_weights
 from timegrain.optim import OptimConfig, build_optimizer, schedule
 from timegrain.tasks.config import TrainingConfig
@@ -69,6 +70,24 @@ class TrainingTask(LightningModule):
     def encoder(self) -> VideoEncoder:
         """The encoder that is trained or probed; a task that writes other weights than an encoder's has none."""
         raise NotImplementedError
+
+    def set_switches(self, run: TrainingConfig) -> None:
+        """What changes how the network is computed and not what it computes: layout, kept activations, compilation."""
+        backbones = [module for module in self.modules() if isinstance(module, Backbone)]
+        for backbone in backbones:
+            backbone.checkpoint_stages |= run.checkpoint_activations
+            if run.channels_last:  # else every step would turn the kernels to the clips' layout
+                for kernel in backbone.parameters():
+                    if kernel.ndim == 5:
+                        kernel.data = kernel.data.contiguous(memory_format=torch.channels_last_3d)
+        if run.compile:
+            self.compile_network()
+
+    def compile_network(self) -> None:
+        """Compile what is called once a clip; it happens at the first call."""
+        for module in self.modules():
+            if isinstance(module, Backbone):
+                module.compile()
 
     def report(self, losses: dict[str, Tensor], batch: dict[str, Any]) -> Tensor:
         """Log what a step computed and give back its ``loss``; one that is not finite stops the run.
@@ -168,6 +187,7 @@ def fit(
     """
     assert run.out is not None
     trainer = _trainer(run, run.out, length, failures, description, monitor)
+    task.set_switches(run)
     task.train()  # the engine leaves modes as they are, and weights that were read come in evaluation mode
     last = run.out / "checkpoints" / "last.ckpt"
     try:
