@@ -6,9 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
-from timegrain.data.manifest import Manifest
 from timegrain.losses import TeGLoss
 from timegrain.models.hub import EncoderConfig, VideoEncoder, load_encoder
 from timegrain.objectives.objective import Objective
@@ -16,6 +13,7 @@ from timegrain.optim import OptimConfig
 from timegrain.sampling import ClipSpec
 from timegrain.tasks.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig, clip_specs
 from timegrain.tasks.setup import Schedule
+from timegrain.tasks.step_cost import process_bytes, state_bytes, step_cost
 
 
 def _trained(objective: ObjectiveConfig) -> dict[str, Any]:
@@ -77,17 +75,17 @@ def describe(
     objective: ObjectiveConfig,
     optim: OptimConfig,
     run: RunConfig,
-    manifest: Manifest,
+    videos: str,
     module: Objective,
     schedule: Schedule,
 ) -> str:
-    """What is about to happen, in numbers: said before the first step."""
+    """What is about to happen, in numbers: said before the first step. ``videos`` says how many there are, and where."""
     encoder = module.encoder
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-    held = sum(tensor.numel() for tensor in module.state_dict().values())
     specs = clip_specs(data, objective)
-    state = 4 * (held + trained * (3 if optim.name == "adamw" else 2))
-    memory = (state + _step_bytes(encoder, data, objective, run)) / 2**30
+    state = state_bytes(module, optim, run.devices * run.num_nodes, run.precision.endswith("mixed"))
+    cost = step_cost(encoder.config, objective.name, specs, data.batch_size, run)
+    memory = process_bytes(state, cost) / 2**30
     accumulated = f" x {run.accumulate} accumulated" if run.accumulate > 1 else ""
     chunks = []
     if run.chunk_size is not None and run.chunk_size < data.batch_size:
@@ -97,7 +95,7 @@ def describe(
         ]
     return "\n".join(
         [
-            f"videos          {len(manifest):,} usable ({manifest.path})",
+            f"videos          {videos}",
             f"clips           {_clips(data, specs, objective)}, {data.crop_size}x{data.crop_size} pixels, {data.sampler}",
             f"model           {encoder.config.backbone}, {trained / 1e6:.2f} M trained parameters with heads",
             f"objective       {_negatives(objective, schedule.global_batch)}",
@@ -108,23 +106,10 @@ def describe(
             f"length          {schedule.steps:,} steps ({schedule.steps / schedule.steps_per_epoch:.1f} epochs of "
             f"{schedule.steps_per_epoch:.0f}), warm-up {schedule.warmup_steps:,} steps; {schedule.samples:,} samples"
             f"{_visits(data)}",
-            f"memory          about {memory:.1f} GiB per process for weights, optimiser and activations (an estimate)",
-            f"out             {run.out}",
+            f"memory          {memory:.1f} GiB of tensors per process (weights, optimiser, activations), counted on shapes",
+            *([f"out             {run.out}"] if run.out else []),
         ]
     )
-
-
-def _step_bytes(encoder: VideoEncoder, data: DataConfig, objective: ObjectiveConfig, run: RunConfig) -> float:
-    """Bytes that a step keeps of a batch: all activations, or those of one chunk and the pixels of all as they came."""
-    size, specs = data.crop_size or 224, clip_specs(data, objective)
-    activations = [activation_bytes(encoder, spec.num_frames, size) for spec in specs]
-    half = 0.5 if run.precision.endswith("mixed") else 1.0
-    if run.chunk_size is None or run.chunk_size >= data.batch_size:
-        return sum(activations) * half * data.batch_size
-    pixels = sum(3 * spec.num_frames * size**2 for spec in specs)  # uint8
-    # CVRL and SimCLR take both clips of a video at once, the others one after the other.
-    at_once = sum(activations) if objective.name in ("cvrl", "simclr") else max(activations)
-    return at_once * half * run.chunk_size + pixels * data.batch_size
 
 
 def _visits(data: DataConfig) -> str:
@@ -157,22 +142,3 @@ def _negatives(objective: ObjectiveConfig, global_batch: int) -> str:
         queue = f"{objective.queue_size:,} negatives in a queue" if objective.queue_size else "no negatives"
         return f"{name}: {queue}; momentum {objective.momentum:g} rising to 1{temperature}"
     return f"{name}: {2 * global_batch - 2:,} negatives{temperature}"
-
-
-def activation_bytes(encoder: VideoEncoder, num_frames: int, size: int) -> int:
-    """Bytes of float32 that one clip's layers leave for the backward pass (outputs of the leaf modules)."""
-    total = 0
-
-    def count(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        nonlocal total
-        total += output.numel() * 4
-
-    shadow = VideoEncoder(encoder.config).to("meta")
-    for module in shadow.modules():
-        if not list(module.children()):
-            module.register_forward_hook(count)
-    with torch.no_grad():
-        features = shadow.eval()(torch.empty(1, 3, num_frames, size, size, device="meta"))
-        for head in shadow.heads:
-            shadow.embed(features, head)
-    return total

@@ -169,13 +169,10 @@ def pretrain(
         raise ValueError("a batch of one video has nothing to contrast it with: --data.batch_size must be at least 2")
     check_chunks(run.chunk_size, data.batch_size, model.head_norm)
     if is_first_process():
-        print(describe(data, objective, optim, run, manifest, module, length), file=sys.stderr)
+        videos = f"{len(manifest):,} usable ({manifest.path})"
+        print(describe(data, objective, optim, run, videos, module, length), file=sys.stderr)
         run_record(out, {"started": started, "schedule": length.__dict__})
     task = PretrainTask(module, optim, length, out / "weights.safetensors", run.channels_last)
-    if run.compile:
-        for part in module.children():  # the encoder, and its momentum copy where there is one
-            if isinstance(part, VideoEncoder):
-                part.backbone.compile()
 
     def monitor(csv_log: MetricsCsv) -> FeatureMonitor:
         return FeatureMonitor(clips, run.monitor_every_epochs, run.monitor_videos, csv_log)

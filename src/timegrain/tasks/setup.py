@@ -37,6 +37,7 @@ _FREE = {
         "data.cache",
         "data.cache_folder",
         "run.accelerator",
+        "run.checkpoint_activations",
         "run.out",
         "run.restart",
         "run.tensorboard",
@@ -78,19 +79,14 @@ def resolve(
         ValueError: If there is no video to train on, not exactly one source of videos is named, or an option does not
             belong to the objective.
     """
-    data, objective = with_defaults(data, objective)
+    data, model, objective, run = fill_in(data, model, objective, run)
     if (data.folder is None) == (data.manifest is None):
         raise ValueError("name the videos: --data.folder FOLDER (any folder of videos) or --data.manifest FILE.parquet")
     source = data.folder or data.manifest
     assert source is not None
-    gpu = run.accelerator in ("cuda", "gpu") or (run.accelerator == "auto" and torch.cuda.is_available())
-    backbone = model.backbone if model.backbone != "auto" else ("r3d50" if gpu else "r3d_tiny")
-    model = replace(model, backbone=backbone)
     kind = f"a{objective.alpha:g}" if objective.name == "teg" else objective.name
     kind = kind if objective.levels is None else "levels"
     run = replace(run, out=run.out or Path("runs") / f"{source.resolve().stem}-{kind}")
-    workers = data.workers if data.workers is not None else max(0, len(os.sched_getaffinity(0)) - 1)
-    data = replace(data, crop_size=data.crop_size or (224 if "50" in backbone else 112), workers=workers)
     assert run.out is not None
     manifest_path = data.manifest
     if data.folder is not None:
@@ -115,11 +111,32 @@ def resolve(
     if len(manifest) == 0:
         first = chosen[0]
         raise ValueError(f"none of the {len(chosen)} videos in {manifest_path} is usable; the first: {first.error}")
-    if objective.name == "moco" and objective.queue_size is None:
-        a_step, half_epoch = data.batch_size * run.devices * run.num_nodes, len(manifest) // 2
-        queue_size = max(a_step, min(half_epoch, 65_536 // (objective.num_clips or 2))) * (objective.num_clips or 2)
-        objective = replace(objective, queue_size=queue_size)
-    return data, model, objective, run, manifest
+    return data, model, with_queue(objective, data, run, len(manifest)), run, manifest
+
+
+def fill_in(
+    data: DataConfig, model: ModelConfig, objective: ObjectiveConfig, run: RunConfig
+) -> tuple[DataConfig, ModelConfig, ObjectiveConfig, RunConfig]:
+    """Fill in what does not depend on the videos.
+
+    Raises:
+        ValueError: If an option does not belong to the objective.
+    """
+    data, objective = with_defaults(data, objective)
+    gpu = run.accelerator in ("cuda", "gpu") or (run.accelerator == "auto" and torch.cuda.is_available())
+    backbone = model.backbone if model.backbone != "auto" else ("r3d50" if gpu else "r3d_tiny")
+    workers = data.workers if data.workers is not None else max(0, len(os.sched_getaffinity(0)) - 1)
+    data = replace(data, crop_size=data.crop_size or (224 if "50" in backbone else 112), workers=workers)
+    return data, replace(model, backbone=backbone), objective, run
+
+
+def with_queue(objective: ObjectiveConfig, data: DataConfig, run: RunConfig, num_videos: int) -> ObjectiveConfig:
+    """Fill in the size of MoCo's queue."""
+    if objective.name != "moco" or objective.queue_size is not None:
+        return objective
+    a_step, half_epoch = data.batch_size * run.devices * run.num_nodes, num_videos // 2
+    queue_size = max(a_step, min(half_epoch, 65_536 // (objective.num_clips or 2))) * (objective.num_clips or 2)
+    return replace(objective, queue_size=queue_size)
 
 
 def is_first_process() -> bool:
