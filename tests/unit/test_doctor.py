@@ -15,7 +15,8 @@ from timegrain.tasks import doctor
 
 
 def findings(**options) -> dict[str, doctor.Finding]:
-    return {finding.name: finding for finding in doctor.examine(options.get("video"), options.get("folder", Path(".")))}
+    looked = doctor.examine(options.get("video"), options.get("folder", Path(".")), options.get("workers"))
+    return {finding.name: finding for finding in looked}
 
 
 def test_this_environment_decodes_and_says_its_versions():
@@ -74,6 +75,52 @@ def test_known_misconfigurations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert "torch sees no GPU" in found["GPU"].found
     assert (found["cores"].state, found["folder"].state) == ("warning", "warning")
     assert all(finding.advice for finding in found.values() if finding.state != "ok")
+
+
+def workers_found(workers: int | None) -> dict[str, doctor.Finding]:
+    return {finding.name: finding for finding in doctor._workers(workers)}
+
+
+def test_workers_threads_shared_memory_and_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    usage = type(shutil.disk_usage(tmp_path))
+    monkeypatch.setattr(doctor, "_cores", lambda: 8)
+    monkeypatch.setattr(doctor, "_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(doctor, "_SHARED", tmp_path)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: usage(64 * 2**20, 0, 64 * 2**20))
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    found = workers_found(16)
+    assert {finding.state for finding in found.values()} == {"warning"}
+    assert "--data.workers 8 at most" in found["workers"].advice
+    assert "68 threads" in found["threads"].found
+    assert "--shm-size=" in found["shared memory"].advice
+    assert "--data.workers 0" in found["shared memory"].advice
+    (tmp_path / "cpu.max").write_text("200000 100000")
+    assert "may use 2" in workers_found(None)["workers"].found
+    (tmp_path / "cpu.max").write_text("max 100000")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: usage(2**40, 0, 2**40))
+    monkeypatch.setattr("resource.getrlimit", lambda which: (256, 256))
+    found = workers_found(7)
+    assert (found["workers"].state, found["shared memory"].state) == ("ok", "ok")
+    assert "threads" not in found
+    assert "ulimit" in found["open files"].advice
+
+
+def test_torchcodec_without_ffmpeg_says_so(monkeypatch: pytest.MonkeyPatch):
+    def broken(name: str):
+        if name.startswith("torchcodec"):
+            raise RuntimeError("Could not load libtorchcodec")
+        return import_module(name)
+
+    version = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: "0.17" if name == "torchcodec" else version(name))
+    monkeypatch.setattr(doctor.importlib, "import_module", broken)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    found = {finding.name: finding for finding in doctor._decoders(None)}["torchcodec"]
+    assert found.state == "warning"
+    assert "no FFmpeg" in found.found
+    assert "apt install ffmpeg" in found.advice
+    assert "PyAV serves" in found.advice
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path):

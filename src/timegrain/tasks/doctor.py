@@ -18,6 +18,11 @@ from packaging.requirements import Requirement
 _LIBRARIES = ("torch", "torchvision", "lightning", "av", "numpy", "pyarrow", "safetensors", "jsonargparse")
 _MALICIOUS = {("lightning", "2.6.2"), ("lightning", "2.6.3")}
 _MIN_FREE = 5e9  # bytes: below, a frame cache or checkpoints soon fill the disk
+_BATCH = 32 * 48 * 3 * 224 * 224  # bytes of a batch of the default size: 32 videos, 32 + 16 frames, 224 pixels
+_AHEAD = 2  # batches that each worker has ready
+_SHARED = Path("/dev/shm")  # where workers put batches for the training process, on Linux
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_MIN_OPEN_FILES = 1024
 
 
 class Finding(NamedTuple):
@@ -113,8 +118,13 @@ def _decoders(video: Path | None) -> Iterator[Finding]:
     try:
         importlib.import_module("torchcodec.decoders")
     except Exception as error:
-        advice = "it needs the system's FFmpeg libraries and the torch it was made for; or uninstall it, PyAV serves"
-        yield Finding("torchcodec", "warning", (str(error).splitlines() or ["cannot be imported"])[0], advice)
+        reason = (str(error).splitlines() or ["cannot be imported"])[0]
+        if shutil.which("ffmpeg") is None:
+            reason += "; there is no FFmpeg on this system"
+            advice = "install FFmpeg with its shared libraries (apt install ffmpeg; conda install ffmpeg)"
+        else:
+            advice = "it needs FFmpeg's shared libraries, versions 4 to 9, and the torch that it was made for"
+        yield Finding("torchcodec", "warning", reason, f"{advice}; or pip uninstall torchcodec: PyAV serves")
     else:
         yield Finding("torchcodec", "ok", str(_version("torchcodec")))
 
@@ -134,7 +144,7 @@ def _small_video(path: Path) -> Path:
 
 
 def _devices() -> Iterator[Finding]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = _cores()
     if cores > 8 and "OMP_NUM_THREADS" not in os.environ:
         advice = "export OMP_NUM_THREADS=1 where many processes share the machine: each may start a thread per core"
         yield Finding("cores", "warning", f"{cores}, and OMP_NUM_THREADS is not set", advice)
@@ -160,6 +170,63 @@ def _devices() -> Iterator[Finding]:
         yield Finding("GPU", "ok", "none; small networks (r3d_tiny) train on the CPU")
 
 
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _quota() -> float | None:
+    """Cores that a container's limit allows; None where there is none."""
+    try:
+        most, period = _QUOTA.read_text().split()
+        return None if most == "max" else int(most) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
+def _workers(asked: int | None) -> Iterator[Finding]:
+    """Whether so many loading processes suit the cores, their threads, the shared memory and the open files."""
+    cores, quota = _cores(), _quota()
+    workers = asked if asked is not None else max(0, cores - 1)
+    said = f"{workers}{'' if asked is not None else ' (what training takes here)'}, {cores} cores"
+    if quota is not None and quota < min(workers, cores):
+        found = f"{said}, of which this container may use {quota:g}"
+        yield Finding(
+            "workers", "warning", found, f"--data.workers {max(1, int(quota))}: more only wait for each other"
+        )
+    elif workers > cores:
+        advice = f"--data.workers {cores} at most: one process a core; more cost memory and make nothing faster"
+        yield Finding("workers", "warning", said, advice)
+    else:
+        yield Finding("workers", "ok", said)
+    text = os.environ.get("OMP_NUM_THREADS", "")
+    threads = int(text) if text.isdigit() else 0
+    if threads > 1 and threads * (workers + 1) > cores:
+        found = (
+            f"OMP_NUM_THREADS is {threads}: {workers} workers and training may start {threads * (workers + 1)} threads"
+        )
+        yield Finding("threads", "warning", found, f"export OMP_NUM_THREADS=1; there are {cores} cores")
+    if _SHARED.is_dir() and workers:
+        usage, needed = shutil.disk_usage(_SHARED), (_AHEAD * workers + 1) * _BATCH
+        found = f"{_SHARED} has {usage.free / 1e9:.1f} of {usage.total / 1e9:.1f} GB free"
+        if usage.free < needed:
+            fitting = max(0, int((usage.free / _BATCH - 1) / _AHEAD))
+            advice = (
+                f"{workers} workers with batches of 32 videos of the paper's size take up to {needed / 1e9:.1f} GB of it: "
+                f"docker run --shm-size={max(1, round(1.2 * needed / 1e9))}g (or --ipc=host), or --data.workers {fitting}"
+            )
+            yield Finding("shared memory", "warning", found, advice)
+        else:
+            yield Finding("shared memory", "ok", found)
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if 0 < most < _MIN_OPEN_FILES:
+        advice = "ulimit -n 65536: every batch that a worker hands over is some open files"
+        yield Finding("open files", "warning", f"at most {most} at a time", advice)
+
+
 def _folder(folder: Path) -> Iterator[Finding]:
     try:
         with tempfile.NamedTemporaryFile(dir=folder):
@@ -178,19 +245,22 @@ def _folder(folder: Path) -> Iterator[Finding]:
         yield Finding("folder", "ok", found)
 
 
-def examine(video: Path | None, folder: Path) -> list[Finding]:
+def examine(video: Path | None, folder: Path, workers: int | None = None) -> list[Finding]:
     """Look at everything; what is broken is a finding, never an error."""
     looks: list[Callable[[], Iterator[Finding]]] = [
         _libraries,
         lambda: _decoders(video),
         _devices,
+        lambda: _workers(workers),
         lambda: _folder(folder),
     ]
     return [finding for look in looks for finding in look()]
 
 
-def doctor(*, video: Path | None = None, folder: Path = Path("."), json: bool = False) -> None:
-    """Look at versions, decoders, devices and disk, and say what to do where something is wrong.
+def doctor(
+    *, video: Path | None = None, folder: Path = Path("."), workers: int | None = None, json: bool = False
+) -> None:
+    """Look at versions, decoders, devices, workers and disk, and say what to do where something is wrong.
 
     Ends with exit code 0 if training could run here, warnings or not, and with 1 if a problem was found.
 
@@ -198,16 +268,20 @@ def doctor(*, video: Path | None = None, folder: Path = Path("."), json: bool = 
 
         timegrain doctor
         timegrain doctor --video a.mp4 --folder runs --json
+        timegrain doctor --workers 16
 
     Args:
         video: Decode a frame of this file instead of a video made for the purpose.
         folder: Where runs or cached frames shall go; looked at for free space and whether it can be written to.
+        workers: Loading processes that training shall have (`--data.workers`); by default one a core but one.
         json: Print one JSON object instead of text.
 
     Raises:
         SystemExit: With 1, if there is a problem.
     """
-    findings = examine(video, folder)
+    if workers is not None and workers < 0:
+        raise ValueError(f"--workers must be at least 0, got {workers}")
+    findings = examine(video, folder, workers)
     problems = sum(finding.state == "problem" for finding in findings)
     if json:
         result: dict[str, Any] = {"problems": problems, "findings": [finding._asdict() for finding in findings]}
