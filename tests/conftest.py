@@ -115,11 +115,12 @@ def parse_command(words: list[str]) -> Any:
     from jsonargparse import capture_parser
 
     from timegrain.cli import COMMANDS
-    from timegrain.parsing import prepare, run
+    from timegrain.parsing import prepare, run, takes_config
 
     name = command_name(words)
     module, function = COMMANDS[name].target.split(":")
     command = getattr(importlib.import_module(module), function)
     parser = capture_parser(lambda: run(command, name, ["--help"]))
     arguments = words[len(name.split()) :]
-    return parser.parse_args(prepare(arguments, list(inspect.signature(command).parameters.values())))
+    parameters = list(inspect.signature(command).parameters.values())
+    return parser.parse_args(prepare(arguments, parameters, takes_config(command)))

@@ -23,6 +23,8 @@ class Command(NamedTuple):
 COMMANDS: dict[str, Command] = {
     "demo": Command("timegrain.demo:demo", "generate videos, pre-train, evaluate, write a report page"),
     "pretrain": Command("timegrain.tasks.pretrain:pretrain", "pre-train TeG on a folder or manifest of videos"),
+    "plan": Command("timegrain.tasks.planning:plan", "before a pre-training: what bounds it, hours, memory, CPU cores"),
+    "bench": Command("timegrain.tasks.bench:bench", "disk, decoding, augmentation, model: which is the limit here"),
     "probe": Command("timegrain.tasks.probe:probe", "linear probe, kNN and retrieval on frozen features"),
     "probe vidsitu": Command("timegrain.tasks.vidsitu:probe_vidsitu", "verbs of VidSitu's events, frozen features"),
     "finetune vidsitu": Command("timegrain.tasks.vidsitu:finetune_vidsitu", "verbs of VidSitu's events, whole network"),

@@ -42,10 +42,11 @@ def run(command: Callable[..., Any], name: str, arguments: Sequence[str]) -> Any
     class Parser(_Parser):
         command_name = name
         required_options = tuple(parameter.name for parameter in parameters if parameter.default is parameter.empty)
+        config_first = takes_config(command)
 
     return auto_cli(
         command,
-        args=prepare(arguments, parameters),
+        args=prepare(arguments, parameters, takes_config(command)),
         config_help=_CONFIG_HELP,
         prog=f"timegrain {name}",
         description=described(command),
@@ -54,8 +55,21 @@ def run(command: Callable[..., Any], name: str, arguments: Sequence[str]) -> Any
     )
 
 
-def prepare(arguments: Sequence[str], parameters: Sequence[inspect.Parameter]) -> list[str]:
-    """What shells are used to: `--num-videos` for `--num_videos`, `--json` alone, `a b c` as a list."""
+def takes_config(command: Callable[..., Any]) -> bool:
+    """Whether a command's first word may be a configuration file, as in `timegrain plan CONFIG`."""
+    return bool(getattr(command, "config_first", False))
+
+
+def prepare(arguments: Sequence[str], parameters: Sequence[inspect.Parameter], config_first: bool = False) -> list[str]:
+    """What shells are used to: `--num-videos` for `--num_videos`, `--json` alone, `a b c` as a list.
+
+    Args:
+        arguments: What was typed after the command.
+        parameters: Of the command's function.
+        config_first: A first word that is no option is the value of `--config`.
+    """
+    if config_first and arguments and not arguments[0].startswith("-"):
+        arguments = ["--config", *arguments]
     flags = {f"--{parameter.name}" for parameter in parameters if parameter.annotation in (bool, "bool")}
     prepared = [re.sub(r"^--[\w.-]+", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in arguments]
     for position in reversed(range(len(prepared))):
@@ -120,10 +134,11 @@ class _Parser(ArgumentParser):
 
     command_name = ""
     required_options: tuple[str, ...] = ()
+    config_first = False
 
     def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
         """The command's help page."""
-        positionals, options = [], []
+        positionals, options = ["[CONFIG]"] if self.config_first else [], []
         for action in self._actions:
             if action.help == "Path to a configuration file.":  # a file for one group of options: one way too many
                 action.help = argparse.SUPPRESS

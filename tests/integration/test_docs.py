@@ -96,7 +96,10 @@ def test_the_guides_commands_run_in_order(place: Path, monkeypatch):
         if Path(words[0]).name != "timegrain" or words[1] == "prepare":
             continue
         name = command_name(words[1:])
-        extra = {"pretrain": [*SMALL, "--run.out=runs/guide", "--run.restart=true"], "probe": ["--num_neighbours=3"]}
+        extra = {
+            "pretrain": [*SMALL, "--run.out=runs/guide", "--run.restart=true"], "probe": ["--num_neighbours=3"],
+            "bench": [*SMALL, "--seconds=0.5"], "plan": [*SMALL, "--seconds=0.5"],
+        }  # fmt: skip
         assert main([*words[1:], *extra.get(name, [])]) == 0, words
 
 

@@ -11,7 +11,7 @@ import pytest
 from jsonargparse import capture_parser
 
 from timegrain.cli import COMMANDS, main
-from timegrain.parsing import described, prepare, run
+from timegrain.parsing import described, prepare, run, takes_config
 
 
 def command(name: str):
@@ -37,6 +37,8 @@ def test_help_shows_an_example_that_parses(name, capsys, monkeypatch):
         arguments = shlex.split(example, comments=True)[1 + len(name.split()) :]
         # A configuration file need not be there for the rest of the line to be right.
         arguments = [word for at, word in enumerate(arguments) if "--config" not in [word, *arguments[at - 1 : at]]]
+        if takes_config(function) and arguments and not arguments[0].startswith("-"):
+            arguments = arguments[1:]
         parser = capture_parser(lambda function=function: run(function, name, ["--help"]))
         assert parser.parse_args(prepare(arguments, list(inspect.signature(function).parameters.values())))
 

@@ -1,8 +1,8 @@
 """What a training step takes, found by running its shapes: a network on the meta device allocates and computes nothing.
 
 Both passes are run, so what is kept for the backward pass, what exists beside it and how many products are formed are
-counted, not estimated from a formula. Memory is that of tensors; what a device's libraries take for themselves is not
-in it.
+counted, not estimated from a formula. Convolutions are PyTorch's own, as on a GPU. Memory is that of tensors; what a
+device's libraries take for themselves is not in it.
 """
 
 from __future__ import annotations
