@@ -103,6 +103,16 @@ def video_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def manifest(video_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The manifest of `video_folder`."""
+    from timegrain.cli import main
+
+    path = tmp_path_factory.mktemp("manifest") / "m.parquet"
+    assert main(["manifest", "scan", str(video_folder), "--out", str(path)]) == 0
+    return path
+
+
 def command_name(words: list[str]) -> str:
     """The command that the words after ``timegrain`` begin with."""
     from timegrain.cli import COMMANDS

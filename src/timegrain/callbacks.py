@@ -4,129 +4,25 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import signal
 import sys
-import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 from tqdm import tqdm
 
 from timegrain.data.clips import VideoClips, view_batches
 from timegrain.data.decoding import VideoError
 from timegrain.data.transforms import to_model_input
-from timegrain.files import atomic_path
+from timegrain.files import appended, atomic_path
 from timegrain.models.hub import VideoEncoder
 from timegrain.monitors import knn_leave_one_out, same_video_retrieval
 from timegrain.provenance import provenance
-
-
-class AtomicCheckpoints(TorchCheckpointIO):
-    """Checkpoints that are whole or not there, read back without running any code in them."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write beside ``path``, flush to the disk, rename."""
-        with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        """Read a checkpoint; a damaged one is a ValueError that says which and what to do."""
-        try:
-            checkpoint: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
-        except Exception as error:
-            raise ValueError(
-                f"the checkpoint {path} cannot be read ({str(error).splitlines()[0]}). "
-                "Copy a kept checkpoint of the same folder over it to continue from there, or use --run.restart true"
-            ) from error
-        return checkpoint
-
-
-class StepCheckpoint(ModelCheckpoint):
-    """ModelCheckpoint that looks only when an optimiser step is complete.
-
-    The engine's own may save between the batches of one step when it goes by the clock; the gradients gathered so far
-    are in no checkpoint, so the resumed step would be another one.
-    """
-
-    _step_before = -1
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Remember the step that this batch belongs to."""
-        self._step_before = trainer.global_step
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Save, if it is time and this batch ended a step."""
-        if trainer.global_step > self._step_before:
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-
-
-class RunStopped(Exception):
-    """A run that was asked to stop has stopped after a whole step, with a checkpoint."""
-
-
-class StopOnSignal(Callback):
-    """Ctrl-C (and SIGTERM, as schedulers send it) ends a run after the present step, with a checkpoint of it.
-
-    A second one ends it at once. With several processes the engine's own handling stays: they would not agree on the
-    step without asking each other at every one.
-
-    Args:
-        checkpoint: Where the checkpoint goes, ``last.ckpt``.
-    """
-
-    def __init__(self, checkpoint: Path) -> None:
-        self.checkpoint = checkpoint
-        self.is_asked = False
-        self._step_before = -1
-        self._handlers: dict[signal.Signals, Any] = {}
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen from now on."""
-        if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._handlers[number] = signal.signal(number, self._ask)
-
-    def _ask(self, number: int, frame: Any) -> None:
-        if self.is_asked:
-            raise KeyboardInterrupt
-        self.is_asked = True
-        tqdm.write("\nstopping after this step, with a checkpoint (once more: at once)", file=sys.stderr)
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Remember the step that this batch belongs to."""
-        self._step_before = trainer.global_step
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Stop, if that was asked for and this batch ended a step."""
-        if self.is_asked and trainer.global_step > self._step_before:
-            trainer.save_checkpoint(self.checkpoint)
-            raise RunStopped(f"stopped after step {trainer.global_step}")
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen no longer."""
-        self._restore()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Listen no longer."""
-        self._restore()
-
-    def _restore(self) -> None:
-        while self._handlers:
-            signal.signal(*self._handlers.popitem())
 
 
 class ProgressLine(Callback):
@@ -214,9 +110,7 @@ class MetricsCsv(Callback):
         """Take over the rows of the steps before the one training goes on from."""
         if not trainer.is_global_zero or not self.path.exists() or trainer.global_step == 0:
             return
-        with self.path.open(newline="") as file:
-            rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
-        self.rows = [row for row in rows if row["step"] <= trainer.global_step]
+        self.rows = [row for row in _whole_rows(self.path) if row["step"] <= trainer.global_step]
         self._write_all()
 
     def on_train_batch_end(
@@ -238,7 +132,7 @@ class MetricsCsv(Callback):
     def _add(self, row: dict[str, float]) -> None:
         self.rows.append(row)
         if set(row) <= set(self.columns):
-            with self.path.open("a", newline="") as file:
+            with appended(self.path) as file:
                 csv.DictWriter(file, self.columns).writerow(row)
         else:
             self._write_all()
@@ -249,6 +143,19 @@ class MetricsCsv(Callback):
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(self.rows)
+
+
+def _whole_rows(path: Path) -> list[dict[str, float]]:
+    """The rows of a metrics.csv, without one that a full disk or a power cut left unfinished."""
+    rows: list[dict[str, float]] = []
+    with path.open(newline="", errors="replace") as file:
+        lines = [line for line in file if line.endswith("\n")]
+    for row in csv.DictReader(line.replace("\0", "") for line in lines):
+        if None in row or None in row.values():  # more or fewer cells than columns
+            continue
+        with suppress(ValueError):
+            rows.append({key: float(value) for key, value in row.items() if value})
+    return [row for row in rows if "step" in row]
 
 
 class StepSeed(Callback):
@@ -289,7 +196,7 @@ class FailedVideos(Callback):
             return
         self.failed.update(news)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", newline="") as file:
+        with appended(self.path) as file:
             csv.writer(file).writerows((path, reason, trainer.global_step) for path, reason in news.items())
         for path, reason in news.items():
             tqdm.write(f"could not decode {path}: {reason} (listed in {self.path})", file=sys.stderr)

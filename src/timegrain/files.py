@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import re
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 
 @contextmanager
@@ -32,7 +35,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}@{_NODE}.part{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -40,12 +43,77 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         reason = _why_not_written(error, path.parent)
         if reason is None:
             raise
-        raise OSError(
-            f"{path} could not be written: {reason}. What was there before is untouched; once there is room, the same "
-            "command goes on"
-        ) from error
+        raise _unwritten(path, reason) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only disk refuses this even where there is nothing to remove
+            temporary.unlink(missing_ok=True)
+
+
+def _unwritten(path: Path, reason: str) -> OSError:
+    return OSError(
+        f"{path} could not be written: {reason}. What was there before is untouched; once there is room, the same "
+        "command goes on"
+    )
+
+
+@contextmanager
+def appended(path: str | os.PathLike[str]) -> Iterator[TextIO]:
+    """A text file, open to add lines to its end.
+
+    Yields:
+        The file.
+
+    Raises:
+        OSError: The disk is full or the file cannot be written to. Part of a line may be there then.
+    """
+    path = Path(path)
+    try:
+        with path.open("a", newline="") as file:
+            yield file
+    except OSError as error:
+        reason = _why_not_written(error, path.parent)
+        if reason is None:
+            raise
+        raise _unwritten(path, reason) from error
+
+
+def remove_leftovers(folder: str | os.PathLike[str], stem: str = "*") -> None:
+    """Remove the temporary files of processes that were killed while they wrote into a folder.
+
+    Those of processes that still run stay. Of other machines, whose processes cannot be seen from here, those go that
+    nobody has written to for a day.
+
+    Args:
+        folder: Where to look, without its subfolders; it need not exist.
+        stem: Of the files that were to be written, a pattern.
+    """
+    for path in Path(folder).glob(f".{stem}.part*"):
+        found = _TEMPORARY.fullmatch(path.name)
+        if found is None:
+            continue
+        pid, node = int(found[1]), found[2]
+        if node == _NODE:
+            is_left = pid == os.getpid() or not _runs(pid)
+        else:
+            is_left = path.exists() and time.time() - path.stat().st_mtime > _DAY
+        if is_left:
+            with suppress(OSError):  # another process was faster, or the folder cannot be written to: said later
+                path.unlink()
+
+
+_TEMPORARY = re.compile(r"\..*\.(\d+)@(.*)\.part(\..*)?")
+_NODE = platform.node()[:16]
+_DAY = 24 * 3600
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user
+        return True
+    return True
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}

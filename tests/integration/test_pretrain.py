@@ -17,7 +17,7 @@ import yaml
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from timegrain import callbacks
+from timegrain import callbacks, checkpoints
 from timegrain.cli import main
 from timegrain.data import clips
 from timegrain.objectives.teg import TeG
@@ -29,13 +29,6 @@ TINY = [
     "--data.crop_size=16", "--data.batch_size=4", "--data.workers=0", "--objective.num_long=2",
     "--run.tensorboard=false", "--run.log_every_steps=1", "--run.accelerator=cpu",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def manifest(video_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("manifest") / "m.parquet"
-    assert main(["manifest", "scan", str(video_folder), "--out", str(path)]) == 0
-    return path
 
 
 def pretrain(out: Path, *options: str) -> int:
@@ -160,7 +153,7 @@ def test_a_stopped_run_ends_after_its_step_and_goes_on_bit_for_bit(
         patch.setattr(
             callbacks.FailedVideos, "on_train_batch_start",
             lambda self, trainer, *rest: os.kill(os.getpid(), number) if trainer.global_step == 2 and
-            not any(isinstance(c, callbacks.StopOnSignal) and c.is_asked for c in trainer.callbacks) else None,
+            not any(isinstance(c, checkpoints.BetweenSteps) and c.is_asked for c in trainer.callbacks) else None,
         )  # fmt: skip
         assert pretrain(stopped, *common) == 130
     assert "stopped after step 3; the same command continues there" in capsys.readouterr().err
@@ -172,13 +165,13 @@ def test_a_stopped_run_ends_after_its_step_and_goes_on_bit_for_bit(
 
 def test_checkpoints_by_the_clock_fall_between_steps_only(manifest: Path, tmp_path: Path, monkeypatch):
     batches = []
-    save = callbacks.AtomicCheckpoints.save_checkpoint
+    save = checkpoints.AtomicCheckpoints.save_checkpoint
 
     def note(self, state, *rest, **named):
         batches.append(state["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"])
         save(self, state, *rest, **named)
 
-    monkeypatch.setattr(callbacks.AtomicCheckpoints, "save_checkpoint", note)
+    monkeypatch.setattr(checkpoints.AtomicCheckpoints, "save_checkpoint", note)
     options = ["--run.steps=3", "--run.accumulate=2", "--data.batch_size=2", "--run.checkpoint_minutes=0"]
     assert pretrain(tmp_path / "run", f"--data.manifest={manifest}", *options) == 0
     assert sorted(set(batches)) == [2, 4, 6]
@@ -340,7 +333,6 @@ OTHERS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:The dirpath has changed")
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_objectives_train_and_resume_bit_for_bit(name: str, manifest: Path, tmp_path: Path, capsys):
     """Momentum encoder, queue and its place come back from the checkpoint; weights are the online encoder's."""
@@ -454,7 +446,7 @@ def test_chunks_are_said_counted_and_resumed(manifest: Path, tmp_path: Path, cap
         patch.setattr(
             callbacks.FailedVideos, "on_train_batch_start",
             lambda self, trainer, *rest: os.kill(os.getpid(), signal.SIGINT) if trainer.global_step == 1 and
-            not any(isinstance(c, callbacks.StopOnSignal) and c.is_asked for c in trainer.callbacks) else None,
+            not any(isinstance(c, checkpoints.BetweenSteps) and c.is_asked for c in trainer.callbacks) else None,
         )  # fmt: skip
         assert pretrain(stopped, *common, "--run.steps=3") == 130
     assert pretrain(stopped, *common, "--run.steps=3") == 0

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from processes import run_in_processes
 from timegrain.models.hub import EncoderConfig, VideoEncoder
 from timegrain.objectives.cvrl import CVRL, cvrl_loss
-from two_processes import run_in_two_processes
 
 CASES = [
     (size, dtype, kind)
@@ -119,7 +119,7 @@ def replica(rank: int, path: str) -> dict[str, torch.Tensor]:
 def test_two_replicas_in_two_processes(shared: Path, tmp_path: Path) -> None:
     path = shared / "golden/reference-code/two_replicas.npz"
     golden = arrays(path)
-    replicas = run_in_two_processes(replica, tmp_path, str(path))
+    replicas = run_in_processes(2, replica, tmp_path, str(path))
     decay = float(golden["wd"]) * torch.tensor(golden["w0"]).double()
     for rank, ours in enumerate(replicas):
         np.testing.assert_allclose(ours["loss"], golden["replica_losses"][rank], rtol=1e-6)

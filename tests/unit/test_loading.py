@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
-from timegrain.data.loading import EpochBatchSampler, ResumableLoader
+from timegrain.data.loading import EpochBatchSampler, ResumableLoader, at_batch_size, epoch_order
 
 
 class Draws(Dataset[tuple[int, int, float]]):
@@ -74,7 +74,8 @@ def test_a_restored_loader_goes_on_behind_the_batches_handed_out(workers, stop):
     before = loader(workers=workers)
     head = list(islice(chain.from_iterable(repeat(before)), stop))
     state = before.state_dict()
-    assert state == {"epoch": stop // 5, "consumed": stop % 5}
+    assert (state["epoch"], state["consumed"]) == divmod(stop, 5)
+    assert (state["batch_size"], state["world_size"], state["batches_per_visit"]) == (4, 1, 1)
     after = loader(workers=workers)
     after.load_state_dict(state)
     assert after.state_dict() == state
@@ -96,13 +97,46 @@ def test_visits_of_several_samples_can_be_stopped_inside(workers, stop):
     head = list(islice(chain.from_iterable(repeat(before)), stop))
     after = loader(workers=workers, samples=3)
     after.load_state_dict(before.state_dict())
-    assert before.state_dict() == {"epoch": stop // 15, "consumed": stop % 15}
+    assert (before.state_dict()["epoch"], before.state_dict()["consumed"]) == divmod(stop, 15)
     assert head + [batch for one in passes(after, 2 - stop // 15) for batch in one] == whole
 
 
 def test_processes_share_visits_of_several_samples():
     parts = zip(*(list(loader(batch=2, rank=rank, world=2, samples=3)) for rank in range(2)), strict=True)
     assert [[*first, *second] for first, second in parts] == list(loader(batch=4, samples=3))
+
+
+@given(
+    st.integers(40, 200), st.tuples(st.integers(1, 8), st.integers(1, 4)), st.tuples(st.integers(1, 8), st.integers(1, 4)),
+    st.integers(1, 3), st.integers(0, 60),
+)  # fmt: skip
+def test_other_batches_go_on_in_the_same_order(length, before, now, accumulate, stop):
+    """No sample twice in an epoch, none out of order, fewer than one step's left out; equal batches stay equal."""
+    (old_size, old_world), (size, world) = before, now
+    olds = [loader(length, old_size, rank=rank, world=old_world) for rank in range(old_world)]
+    per_epoch = len(olds[0])
+    stop = min(stop, 2 * per_epoch)
+    state = olds[0].state_dict() | dict(zip(("epoch", "consumed"), divmod(stop, per_epoch), strict=True))
+    news = [loader(length, size, rank=rank, world=world) for rank in range(world)]
+    for new in news:
+        new.load_state_dict(at_batch_size(state, size, world, len(new), accumulate))
+    epoch, consumed = divmod(stop, per_epoch)
+    order = epoch_order(1, epoch, length).tolist()
+    seen = order[: consumed * old_size * old_world]
+    rest = [[sample for part in parts for sample in part] for parts in zip(*(list(new) for new in news), strict=True)]
+    indices = [index for batch in rest for _, index, _ in batch]
+    if rest[0][0][0] == epoch:
+        start = length - len(order[order.index(indices[0]) :])
+        assert indices == order[start : start + len(indices)]
+        assert 0 <= start - len(seen) < size * world * accumulate
+        assert start % (size * world * accumulate) == 0
+    else:  # what was left does not fill a step
+        assert rest[0][0][0] == epoch + 1
+        assert indices == epoch_order(1, epoch + 1, length)[: len(indices)].tolist()
+        assert length - len(seen) < size * world * (accumulate + 1)
+    if size * world == old_size * old_world and consumed % accumulate == 0:
+        assert news[0].epoch == epoch
+        assert indices == order[len(seen) : len(rest) * size * world + len(seen)]
 
 
 def test_a_state_without_its_epoch_is_refused():

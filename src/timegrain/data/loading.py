@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -65,6 +66,42 @@ class EpochBatchSampler(Sampler[list[Key]]):
             yield [(self.epoch, int(index)) for index in batch]
 
 
+def global_batch(state: Mapping[str, int]) -> int | None:
+    """Samples per batch over all processes when a loader's state was taken; None in states that do not say."""
+    return state["batch_size"] * state["world_size"] if "batch_size" in state else None
+
+
+def at_batch_size(
+    state: Mapping[str, int], batch_size: int, world_size: int, num_batches: int, accumulate: int = 1
+) -> dict[str, int]:
+    """A loader's state, taken with batches of one size, for a loader with batches of another.
+
+    The samples of the global order that were handed out stay handed out: none comes twice in an epoch. Where they end
+    inside a step of the new size, that step is left out, and its samples wait for other epochs (with several samples of
+    a visit, those of all its steps); where both sizes are the same, whatever the number of processes, every further batch
+    is the one that would have come.
+
+    Args:
+        state: As :meth:`ResumableLoader.state_dict` gives it.
+        batch_size: Samples per batch and process from now on.
+        world_size: Processes from now on.
+        num_batches: Batches of an epoch from now on.
+        accumulate: Batches of an optimiser step from now on.
+
+    Example:
+        >>> state = {"epoch": 2, "consumed": 3, "batch_size": 4, "world_size": 2}  # 24 samples of the epoch
+        >>> at_batch_size(state, 16, 1, num_batches=10)
+        {'epoch': 2, 'consumed': 2, 'batch_size': 16, 'world_size': 1}
+    """
+    size = batch_size * world_size
+    before = global_batch(state) or size
+    whole = accumulate if before == size else math.lcm(accumulate, state.get("batches_per_visit", 1))
+    consumed = -(-state["consumed"] * before // (size * whole)) * whole
+    passes, consumed = (0, consumed) if consumed < num_batches else (1, 0)
+    place = {"epoch": state["epoch"] + passes, "consumed": consumed}
+    return {**state, **place, "batch_size": batch_size, "world_size": world_size}
+
+
 def _prepare_worker(worker: int) -> None:
     """One thread: OpenCV starts one per core by itself, with a worker per core a crowd. Ctrl-C is the parent's."""
     cv2.setNumThreads(0)
@@ -116,10 +153,17 @@ class ResumableLoader(DataLoader[Any]):
     def state_dict(self) -> dict[str, int]:
         """Where the next batch stands; behind the last batch of an epoch that is the beginning of the next one."""
         passes, consumed = divmod(self.consumed, len(self))
-        return {"epoch": self.epoch + passes, "consumed": consumed}
+        sampler = self.epoch_sampler
+        return {
+            "epoch": self.epoch + passes,
+            "consumed": consumed,
+            "batch_size": sampler.batch_size,
+            "world_size": sampler.world_size,
+            "batches_per_visit": self.batches_per_visit,
+        }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where ``state`` says.
+        """Go on where ``state`` says; one of batches of another size has been through :func:`at_batch_size`.
 
         Raises:
             ValueError: The checkpoint was made before epochs were part of it, when every epoch repeated the first.
@@ -129,6 +173,8 @@ class ResumableLoader(DataLoader[Any]):
                 "this checkpoint is of an earlier version, which trained every epoch on the clips of the first; begin "
                 "anew with --run.restart true"
             )
+        sampler = self.epoch_sampler
+        assert global_batch(state) in (None, sampler.batch_size * sampler.world_size)
         self.epoch, self.consumed = state["epoch"], state["consumed"]
 
     def __iter__(self) -> Any:

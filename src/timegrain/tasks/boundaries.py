@@ -47,6 +47,7 @@ from timegrain.tasks.boundary_setup import (
     with_defaults,
 )
 from timegrain.tasks.config import TrainingConfig
+from timegrain.tasks.resuming import go_on
 from timegrain.tasks.setup import Schedule, is_first_process, open_run
 from timegrain.tasks.training import TrainingTask, finish, fit, quieten
 
@@ -113,6 +114,7 @@ class BoundaryTask(TrainingTask):
         warmup, per_epoch, decay = self.length.warmup_steps, self.length.steps_per_epoch, self.decay
 
         def factor(step: int) -> float:
+            step -= self.length.shift
             drops = int(step / per_epoch / decay.every_epochs) if decay.every_epochs else 0
             return min(1.0, (step + 1) / (warmup + 1)) * decay.factor**drops
 
@@ -194,7 +196,7 @@ def train(
     else:
         cache = build_cache(learned, data, out)
     batches = Batches(detector, learned, data, augment, run, store, cache)
-    length = batches.schedule()
+    length = go_on(batches.schedule(), run, resume)
     if is_first_process():
         print(_describe(detector, learned, aside, test, batches, length, optim, run), file=sys.stderr)
         run_record(out, {"started": started, "schedule": length.__dict__})
@@ -281,8 +283,7 @@ def _describe(
             f"pixels, a candidate every {config.every} frames ({layout.num_candidates(frames)} in a video of {frames})",
             f"batch           {length.global_batch} {unit}",
             f"optimiser       {optim.name}, learning rate {optim.learning_rate:g}",
-            f"length          {length.steps:,} steps ({length.steps / length.steps_per_epoch:.1f} epochs of "
-            f"{length.steps_per_epoch:.0f})",
+            f"length          {length.steps:,} steps ({length.epochs:.1f} epochs of {length.steps_per_epoch:.0f})",
             f"out             {run.out}",
         ]
     )

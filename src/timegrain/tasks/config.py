@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -235,6 +236,20 @@ def clip_specs(data: DataConfig, objective: ObjectiveConfig) -> tuple[ClipSpec, 
     return (spec(data.num_frames, data.stride),) * (objective.num_clips or 2)
 
 
+def _launched() -> tuple[str, tuple[int, int]]:
+    """Who started this process as one of several, and how many it started: on each machine, and machines."""
+    known = os.environ
+    if "TORCHELASTIC_RUN_ID" in known:
+        local = int(known["LOCAL_WORLD_SIZE"])
+        return "torchrun", (local, int(known["WORLD_SIZE"]) // local)
+    # As the engine finds out: a SLURM job named so is one that somebody types in.
+    by_srun = known.get("SLURM_JOB_NAME") not in ("bash", "interactive")
+    if by_srun and int(known.get("SLURM_NTASKS", 1)) > 1 and known.get("SLURM_NTASKS_PER_NODE", "").isdigit():
+        local = int(known["SLURM_NTASKS_PER_NODE"])
+        return "SLURM", (local, int(known["SLURM_NTASKS"]) // local)
+    return "", (1, 1)
+
+
 @dataclass
 class TrainingConfig:
     """How long, on what, and where the results go.
@@ -247,8 +262,8 @@ class TrainingConfig:
         warmup_steps: Length of the linear warm-up in steps, instead of `warmup_epochs`.
         seed: Of the weights, the order, the clips and the augmentation.
         accelerator: auto, cpu, cuda or mps.
-        devices: Processes per machine, one device each.
-        num_nodes: Machines.
+        devices: Processes per machine, one device each; under torchrun and srun as many as they started.
+        num_nodes: Machines; under torchrun and srun as many as there are.
         precision: 32-true, bf16-mixed or 16-mixed; scores and softmax stay in float32.
         accumulate: Batches per optimiser step. Negatives come from one batch: this is not a larger contrastive batch.
         sync_batchnorm: Batch statistics over all processes, as the reference does; without effect
@@ -290,6 +305,15 @@ class TrainingConfig:
     restart: bool = False
 
     def __post_init__(self) -> None:
+        launcher, started = _launched()
+        if (self.devices, self.num_nodes) == (1, 1):
+            self.devices, self.num_nodes = started
+        elif launcher and (self.devices, self.num_nodes) != started:
+            raise ValueError(
+                f"--run.devices {self.devices} and --run.num_nodes {self.num_nodes} do not fit what {launcher} started, "
+                f"{started[0]} processes on each of {started[1]} machines; leave both out, or give --run.devices "
+                f"{started[0]} --run.num_nodes {started[1]}"
+            )
         at_least_one = ("epochs", "steps", "devices", "num_nodes", "accumulate", "checkpoint_every_steps")
         at_least_zero = ("warmup_epochs", "warmup_steps", "seed", "checkpoint_minutes", "keep_every_epochs")
         check_smallest(

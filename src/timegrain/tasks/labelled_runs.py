@@ -36,6 +36,7 @@ from timegrain.tasks.classification import TRAINED, ClassificationTask, bare_enc
 from timegrain.tasks.classifier_config import BackboneConfig, ClassifierConfig, EvaluationConfig, LabelledDataConfig
 from timegrain.tasks.config import TrainingConfig
 from timegrain.tasks.multiview import score_views, view_logits, write_view_logits
+from timegrain.tasks.resuming import go_on
 from timegrain.tasks.setup import Schedule, build_loader, is_first_process, open_run, plan, wait_for
 from timegrain.tasks.training import fit, quieten
 
@@ -169,6 +170,7 @@ def _train_and_test(task: Task, settings: Settings, manifest: Manifest) -> _Fini
     tested, test_labels = _labelled(manifest, str(data.split_test))
     length = plan(data, run, len(train))
     resume = open_run(out, _values(task, settings), COMMANDS[task])
+    length = go_on(length, run, resume)
     seed_everything(run.seed, verbose=False)
     frozen = task.endswith("probe")
     encoder = bare_encoder(
@@ -322,7 +324,7 @@ def _describe(
             f"model           {encoder.config.backbone}, {parameters / 1e6:.2f} M parameters{frozen}",
             f"optimiser       {optim.name}, learning rate {optim.learning_rate:g} for the mean loss, batch "
             f"{length.global_batch}",
-            f"length          {length.steps:,} steps ({length.steps / length.steps_per_epoch:.1f} epochs of "
+            f"length          {length.steps:,} steps ({length.epochs:.1f} epochs of "
             f"{length.steps_per_epoch:.0f}), warm-up {length.warmup_steps:,} steps",
             f"out             {settings.run.out}",
         ]

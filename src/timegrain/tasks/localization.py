@@ -35,6 +35,7 @@ from timegrain.sampling import ClipSpec
 from timegrain.tasks.config import TrainingConfig
 from timegrain.tasks.floor_rows import ava_rows
 from timegrain.tasks.localization_scoring import LocalizationData, Scored, score_localizer
+from timegrain.tasks.resuming import go_on
 from timegrain.tasks.setup import Schedule, build_loader, is_first_process, open_run, plan
 from timegrain.tasks.training import TrainingTask, fit, quieten
 
@@ -170,7 +171,7 @@ def localize(
     clips = LabelledClips(
         train, len(frames), AroundKeyFrames(train, spec, frames, data.max_people), data.crop_size, augment, run.seed
     )
-    length = plan(data, run, len(clips))
+    length = go_on(plan(data, run, len(clips)), run, resume)
     if is_first_process():
         run_record(out, {"started": started, "schedule": length.__dict__})
     task = LocalizationTask(localizer, optim, length, out / "localizer.safetensors", freeze, run.channels_last)

@@ -103,7 +103,7 @@ def describe(
             *chunks,
             f"optimiser       {optim.name}, learning rate {optim.learning_rate:g} for the mean loss over the batch "
             f"(the reference family's 0.32 is for a sum over its replicas)",
-            f"length          {schedule.steps:,} steps ({schedule.steps / schedule.steps_per_epoch:.1f} epochs of "
+            f"length          {schedule.steps:,} steps ({schedule.epochs:.1f} epochs of "
             f"{schedule.steps_per_epoch:.0f}), warm-up {schedule.warmup_steps:,} steps; {schedule.samples:,} samples"
             f"{_visits(data)}",
             f"memory          {memory:.1f} GiB of tensors per process (weights, optimiser, activations), counted on shapes",

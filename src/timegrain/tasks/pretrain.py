@@ -29,6 +29,7 @@ from timegrain.optim import OptimConfig
 from timegrain.sampling import ClipSpec
 from timegrain.tasks.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig, clip_specs
 from timegrain.tasks.objective import build_encoder, describe
+from timegrain.tasks.resuming import go_on
 from timegrain.tasks.setup import (
     Schedule,
     build_clips,
@@ -116,7 +117,8 @@ class PretrainTask(TrainingTask):
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """One step; then the objective's own, such as letting a momentum encoder follow."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self.objective.after_step(min(1.0, (self.global_step + 1) / self.length.steps))
+        done, steps = self.global_step + 1 - self.length.shift, self.length.steps - self.length.shift
+        self.objective.after_step(min(1.0, done / steps))
 
 
 def pretrain(
@@ -164,7 +166,7 @@ def pretrain(
     module = build_objective(objective, encoder, specs)
     module.chunk_size = run.chunk_size
     clips = build_clips(data, specs, augment, manifest, run.seed, out)
-    length = plan(data, run, len(clips), clips.samples_per_visit)
+    length = go_on(plan(data, run, len(clips), clips.samples_per_visit), run, resume)
     if length.global_batch < 2:
         raise ValueError("a batch of one video has nothing to contrast it with: --data.batch_size must be at least 2")
     check_chunks(run.chunk_size, data.batch_size, model.head_norm)

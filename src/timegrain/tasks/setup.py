@@ -26,7 +26,7 @@ from timegrain.data.manifest import Manifest
 from timegrain.data.scan import scan
 from timegrain.data.transforms import AugmentConfig
 from timegrain.distributed import chunk_rows
-from timegrain.files import atomic_path
+from timegrain.files import atomic_path, remove_leftovers
 from timegrain.sampling import ClipSpec
 from timegrain.tasks.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig, TrainingConfig, with_defaults
 
@@ -45,6 +45,11 @@ _FREE = {
     ),
     *("run.log_every_steps", "run.checkpoint_minutes", "run.checkpoint_every_steps", "run.keep_every_epochs"),
 }
+# Settings that may differ when a run goes on with another number of processes: they say how its batches are shared.
+_WITH_PROCESSES = {
+    *("run.devices", "run.num_nodes", "run.accumulate", "run.chunk_size"),
+    *("data.batch_size", "optim.learning_rate"),
+}
 
 
 # Settings that runs of earlier versions do not have in their config.yaml, and what they did.
@@ -61,6 +66,8 @@ class Schedule:
         steps_per_epoch: Optimiser steps per pass over the videos.
         warmup_steps: Steps of the linear warm-up.
         samples: Samples that the run sees, a video as often as it gives one.
+        shift: Steps among these that batches of this size throughout would not have made (fewer: below 0); not 0 where
+            a run went on with batches of another size.
     """
 
     global_batch: int
@@ -68,6 +75,12 @@ class Schedule:
     steps_per_epoch: float
     warmup_steps: int
     samples: int = 0
+    shift: int = 0
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the videos."""
+        return (self.steps - self.shift) / self.steps_per_epoch
 
 
 def resolve(
@@ -182,7 +195,12 @@ def open_run(out: Path, configs: dict[str, Any], command: str = "pretrain") -> P
     values = settings(configs)
     path = out / "config.yaml"
     checkpoint = out / "checkpoints" / "last.ckpt"
-    if configs["run"].restart and path.exists() and is_first_process():
+    if configs["run"].restart and not is_first_process():
+        return None  # the first process may be moving the old run aside just now
+    if is_first_process():
+        for folder in (out, checkpoint.parent):
+            remove_leftovers(folder)
+    if configs["run"].restart and path.exists():
         aside = out / f"before-{time.strftime('%Y%m%d-%H%M%S')}"
         aside.mkdir()
         for item in [item for item in out.iterdir() if not item.name.startswith(("before-", "manifest", "frames"))]:
@@ -196,7 +214,8 @@ def open_run(out: Path, configs: dict[str, Any], command: str = "pretrain") -> P
             raise ValueError(f"{path} is damaged: {error}; use another --run.out, or --run.restart true") from error
         new = _flat(values)
         old = _NEW | old
-        changed = [key for key in sorted({*old, *new} - _FREE) if old.get(key) != new.get(key)]
+        free = _FREE | (_WITH_PROCESSES if _processes(old) != _processes(new) else {"run.devices", "run.num_nodes"})
+        changed = [key for key in sorted({*old, *new} - free) if old.get(key) != new.get(key)]
         if changed:
             lines = "\n".join(f"  {key}: {old.get(key)!r} there, {new.get(key)!r} asked for" for key in changed)
             raise ValueError(
@@ -220,6 +239,10 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         name = f"{prefix}{key}"
         flat.update(_flat(value, f"{name}.") if isinstance(value, dict) else {name: value})
     return flat
+
+
+def _processes(flat: dict[str, Any]) -> int:
+    return int(flat.get("run.devices", 1)) * int(flat.get("run.num_nodes", 1))
 
 
 def build_clips(

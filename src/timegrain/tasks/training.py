@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json as json_module
 import logging
+import os
 import re
+import signal
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,21 +16,22 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch import Tensor
 
-from timegrain.callbacks import (
+from timegrain.callbacks import FailedVideos, FeatureMonitor, MetricsCsv, ProgressLine, StepSeed, run_record
+from timegrain.checkpoints import (
     AtomicCheckpoints,
-    FailedVideos,
-    FeatureMonitor,
-    MetricsCsv,
-    ProgressLine,
+    BetweenSteps,
     RunStopped,
     StepCheckpoint,
-    StepSeed,
-    StopOnSignal,
-    run_record,
+    end_with_parent,
+    move_checkpoint,
 )
 from timegrain.data.loading import ResumableLoader
 from timegrain.data.location import shown
@@ -65,6 +68,7 @@ class TrainingTask(LightningModule):
         self.optim, self.length, self.weights = optim, length, weights
         self.memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
         self._unseen: list[_Step] = []
+        self._is_moved = False
 
     @property
     def encoder(self) -> VideoEncoder:
@@ -138,9 +142,26 @@ class TrainingTask(LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimiser, and the reference's schedule: linear warm-up, cosine counted from step 0."""
         optimizer = build_optimizer(self, self.optim)
-        factor = schedule(warmup_steps=self.length.warmup_steps, total_steps=self.length.steps)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        shift = self.length.shift
+        factor = schedule(warmup_steps=self.length.warmup_steps, total_steps=self.length.steps - shift)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step - shift))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let the checkpoint go on with as many processes and as large batches as there are now."""
+        world, accumulate = self.trainer.world_size, self.trainer.accumulate_grad_batches
+        batches = round(self.length.steps_per_epoch * accumulate)
+        self._is_moved = move_checkpoint(checkpoint, self.length.global_batch // world, world, batches, accumulate)
+
+    def on_train_start(self) -> None:
+        """With batches of another size, take the learning rate that is asked for now, at its place in the schedule."""
+        if not self._is_moved:
+            return
+        scheduler: Any = self.lr_schedulers()
+        scheduler.base_lrs = [self.optim.learning_rate] * len(scheduler.base_lrs)
+        for group, factor in zip(scheduler.optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+            group["initial_lr"] = self.optim.learning_rate
+            group["lr"] = self.optim.learning_rate * factor(scheduler.last_epoch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the weights on disk as fresh as the checkpoint; never write weights that are not finite."""
@@ -190,29 +211,61 @@ def fit(
     task.set_switches(run)
     task.train()  # the engine leaves modes as they are, and weights that were read come in evaluation mode
     last = run.out / "checkpoints" / "last.ckpt"
+    is_alone = trainer.world_size == 1
+    # The engine asks the first process at every batch whether it has got a SIGTERM, and every process waits for the
+    # answer; `BetweenSteps` hears the signal and asks seldom.
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    if isinstance(getattr(trainer.strategy, "cluster_environment", None), LightningEnvironment) and trainer.local_rank:
+        end_with_parent(os.getppid())
     try:
         trainer.fit(task, loader(trainer), ckpt_path=resume, weights_only=True)
     except RunStopped as stopped:
+        if not is_first_process():  # the first one says it
+            raise SystemExit(0) from None
         raise KeyboardInterrupt(f"{stopped}; the same command continues there") from None
     except SystemExit:  # the engine's answer to a Ctrl-C that could not wait
         raise KeyboardInterrupt(f"the same command {_where_it_goes_on(last)}") from None
-    except RuntimeError as error:
-        if "out of memory" in str(error) or "can't allocate memory" in str(error):
-            raise ValueError(
-                f"memory ran out ({str(error).splitlines()[0]}). Lower --data.batch_size, --data.crop_size or the number "
-                f"of frames, or try --run.precision bf16-mixed on a GPU. The last checkpoint, if any, is {last}"
-            ) from error
-        if "DataLoader worker" not in str(error):
+    except Exception as error:
+        if not is_alone and trainer.strategy.launcher is not None:
+            # Processes that wait for this one in a GPU would not notice for long.
+            trainer.strategy.launcher.kill(signal.SIGKILL)
+        told = _in_words(error, run.out, last, is_alone)
+        if told is None:
             raise
-        broken = re.search(r"VideoError: (.+)\s*$", str(error))
-        if broken:  # raised in that process, and told here with its traceback
-            raise ValueError(f"{broken[1]}. The same command {_where_it_goes_on(last)}") from None
-        raise ValueError(
-            f"a process that decodes videos was ended from outside ({error}), most often because memory ran out: try "
-            f"fewer --data.workers or a smaller --data.batch_size. The same command {_where_it_goes_on(last)}"
-        ) from error
+        raise told from error
     trainer.save_checkpoint(last)
     return trainer
+
+
+def _in_words(error: Exception, out: Path, last: Path, is_alone: bool) -> Exception | None:
+    """What stopped a run and what to do, for people; None where the error says it, or is ours."""
+    text, next_time = str(error), f"The same command {_where_it_goes_on(last)}"
+    # An error that a worker met comes with its whole traceback; the last thing in it is the error's own message.
+    caught = re.search(r"Caught (\w+) in DataLoader worker process", text)
+    if caught:
+        said = re.findall(rf"^(?:\w+\.)*{caught[1]}: (.*)", text, re.MULTILINE | re.DOTALL)
+        is_for_people = caught[1] in ("VideoError", "ValueError", "FileNotFoundError", "PermissionError", "OSError")
+        return ValueError(f"{said[-1].strip()}. {next_time}") if said and is_for_people else None
+    if isinstance(error, OSError) and error.errno is not None:
+        what = f"{error.filename or out} could not be written or read: {error.strerror}"
+        return OSError(f"{what}. {next_time} once that is put right; nothing that was there before is lost")
+    if "out of memory" in text or "can't allocate memory" in text:
+        return ValueError(
+            f"memory ran out ({text.splitlines()[0]}). Lower --data.batch_size, --data.crop_size or the number "
+            f"of frames, or try --run.precision bf16-mixed on a GPU. The last checkpoint, if any, is {last}"
+        )
+    if "DataLoader worker" in text:
+        return ValueError(
+            f"a process that decodes videos was ended from outside ({text.splitlines()[0]}), most often because memory "
+            "ran out, or the space for shared memory (/dev/shm): try fewer --data.workers or a smaller --data.batch_size. "
+            f"{next_time}"
+        )
+    if not is_alone and re.search(r"[Cc]onnection (closed|reset)|NCCL|[Gg]loo|Broken pipe|timed? ?out", text):
+        return ValueError(
+            f"another process of this run ended, and this one cannot go on without it ({text.splitlines()[0]}). What it "
+            f"said itself is above. {next_time}"
+        )
+    return None
 
 
 def _where_it_goes_on(checkpoint: Path) -> str:
@@ -229,20 +282,24 @@ def _trainer(
 ) -> Trainer:
     """The engine: everything around the task that Lightning does well."""
     folder = out / "checkpoints"
-    when: dict[str, Any] = (
-        {"every_n_train_steps": run.checkpoint_every_steps}
-        if run.checkpoint_every_steps
-        else {"train_time_interval": timedelta(minutes=run.checkpoint_minutes)}
-    )
     csv_log = MetricsCsv(out / "metrics.csv", run.log_every_steps)
     callbacks: list[Callback] = [
         StepSeed(run.seed),
         ProgressLine(description),
         csv_log,
         failures,
-        StopOnSignal(folder / "last.ckpt"),
-        StepCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=False, **when),
+        BetweenSteps(folder / "last.ckpt", None if run.checkpoint_every_steps else run.checkpoint_minutes),
     ]
+    if run.checkpoint_every_steps:
+        callbacks.append(
+            StepCheckpoint(
+                folder,
+                filename="last",
+                every_n_train_steps=run.checkpoint_every_steps,
+                save_on_train_epoch_end=False,
+                enable_version_counter=False,
+            )
+        )
     if run.keep_every_epochs:
         # By steps, not by epochs: a checkpoint taken after an epoch's end is not resumed exactly by the engine.
         every = max(1, round(run.keep_every_epochs * length.steps_per_epoch))
@@ -287,6 +344,10 @@ def _trainer(
 def _engine(
     run: TrainingConfig, out: Path, length: Schedule, callbacks: list[Callback], loggers: list[Logger]
 ) -> Trainer:
+    plugins: list[Any] = [AtomicCheckpoints()]
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+        # The engine's own answer to SLURM's warning would save in the middle of a step; `BetweenSteps` has another.
+        plugins.append(SLURMEnvironment(auto_requeue=False))
     return Trainer(
         accelerator=run.accelerator,
         devices=run.devices,
@@ -296,8 +357,9 @@ def _engine(
         accumulate_grad_batches=run.accumulate,
         sync_batchnorm=run.sync_batchnorm and run.accelerator != "cpu" and torch.cuda.is_available(),
         callbacks=callbacks,
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),  # never the engine's own
         logger=loggers,
-        plugins=[AtomicCheckpoints()],
+        plugins=plugins,
         log_every_n_steps=run.log_every_steps,
         use_distributed_sampler=False,
         enable_progress_bar=False,
@@ -336,6 +398,8 @@ def quieten() -> None:
     """Leave the screen to our own lines: Lightning's hints about choices made on purpose here are switched off."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    # But for the one that says which process has died before all others are ended.
+    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     for hint in (
         ".*does not have many workers.*",
         ".*No `val_dataloader`.*",

@@ -40,6 +40,7 @@ from timegrain.tasks.classification import TRAINED, ClassificationTask, bare_enc
 from timegrain.tasks.classifier_config import BackboneConfig
 from timegrain.tasks.config import TrainingConfig
 from timegrain.tasks.labelled_runs import SCRATCH_NAMES
+from timegrain.tasks.resuming import go_on
 from timegrain.tasks.setup import build_loader, open_run, plan
 from timegrain.tasks.training import fit, quieten
 from timegrain.tasks.verb_scoring import (
@@ -238,7 +239,7 @@ def _train(
     )
     draw = events[0].training_clips(train, ClipSpec(data.num_frames, data.stride), verbs)
     clips = LabelledClips(train, len(draw.videos), draw, data.crop_size, augment, run.seed)
-    length = plan(data, run, len(clips))
+    length = go_on(plan(data, run, len(clips)), run, resume)
     classifier = LinearClassifier(encoder.backbone.num_features, len(verbs), normalise=frozen, dropout=dropout)
     module = ClassificationTask(
         {TRAINED: encoder}, {TRAINED: classifier}, frozen, optim, length, out, tuple(verbs),
