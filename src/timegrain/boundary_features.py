@@ -97,7 +97,12 @@ class FeatureStore:
 @lru_cache(maxsize=1024)
 def _mapped(file: Path) -> npt.NDArray[np.float16]:
     """A video's entries, mapped and not read; opening a file costs more than reading a window from it."""
-    entries: npt.NDArray[np.float16] = np.load(file, mmap_mode="r", allow_pickle=False)
+    try:
+        entries: npt.NDArray[np.float16] = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(
+            f"the stored features {file} are damaged ({error}); remove that file, the same command makes it again"
+        ) from error
     return entries
 
 

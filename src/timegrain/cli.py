@@ -164,6 +164,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"timegrain {name}: error: {_words(error)}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error) or "Caught" in str(error) or os.environ.get("TIMEGRAIN_DEBUG"):
+            raise
+        print(
+            f"timegrain {name}: error: a process that decodes videos was ended from outside "
+            f"({str(error).splitlines()[0]}), most often because memory ran out, or the space for shared memory "
+            "(/dev/shm): try fewer workers or a smaller batch. The same command goes on with what is done",
+            file=sys.stderr,
+        )
+        return 2
     except MemoryError:
         print(f"timegrain {name}: error: not enough memory for this input", file=sys.stderr)
         return 2

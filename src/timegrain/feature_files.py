@@ -44,7 +44,7 @@ from timegrain.data.location import Location, absolute, file_state, is_plain, is
 from timegrain.data.manifest import Manifest
 from timegrain.data.probing import find_files
 from timegrain.data.shards import is_shard, read_shard
-from timegrain.files import atomic_path
+from timegrain.files import atomic_path, remove_leftovers
 from timegrain.progress import track
 
 if TYPE_CHECKING:
@@ -135,6 +135,8 @@ def embed_files(
     videos = list_videos(inputs)
     parts = out.with_name(f".{out.name}.parts")
     parts.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(parts)
+    remove_leftovers(out.parent, out.stem)
     done = _existing(out, parts)
     keys: dict[str, str] = {}
     broken: list[tuple[str, str]] = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,8 +20,20 @@ from torch import Tensor
 from timegrain.data.decoding import Crop, VideoError, open_video
 from timegrain.data.location import file_state, shown
 from timegrain.data.manifest import Manifest
-from timegrain.files import atomic_path
+from timegrain.files import atomic_path, remove_leftovers
 from timegrain.progress import track
+
+
+class DamagedCacheError(ValueError):
+    """Kept frames that are not whole.
+
+    Args:
+        folder: Where they are.
+        reason: What is wrong.
+    """
+
+    def __init__(self, folder: Path, reason: str) -> None:
+        super().__init__(f"the decoded frames in {folder} are damaged ({reason}); remove that folder")
 
 
 class FrameCache:
@@ -28,13 +41,22 @@ class FrameCache:
 
     Args:
         folder: Where :meth:`build` wrote them.
+
+    Raises:
+        DamagedCacheError: What is there is not whole.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        index = json.loads((self.folder / "index.json").read_text())
-        self.offsets: list[int] = index["offsets"]
-        self.shapes: list[tuple[int, int, int]] = [(t, h, w) for t, h, w in index["shapes"]]
+        try:
+            index = json.loads((self.folder / "index.json").read_text())
+            self.offsets: list[int] = index["offsets"]
+            self.shapes: list[tuple[int, int, int]] = [(t, h, w) for t, h, w in index["shapes"]]
+            pixels = np.load(self.folder / "frames.npy", mmap_mode="r")
+        except (ValueError, KeyError, TypeError, EOFError, FileNotFoundError) as error:
+            raise DamagedCacheError(self.folder, str(error)) from error
+        if pixels.shape != (self.offsets[-1],):
+            raise DamagedCacheError(self.folder, f"{len(pixels):,} bytes of pixels, not {self.offsets[-1]:,}")
         self._pixels: np.ndarray | None = None
 
     def __getstate__(self) -> dict[str, object]:
@@ -66,7 +88,7 @@ class FrameCache:
 
     @classmethod
     def build(cls, manifest: Manifest, folder: Path) -> FrameCache:
-        """Decode every video of ``manifest`` once; an existing cache of the same videos is used as it is.
+        """Decode every video of ``manifest`` once; an existing cache of the same videos is used as it is if it is whole.
 
         Args:
             manifest: Usable videos only.
@@ -83,8 +105,12 @@ class FrameCache:
                 raise VideoError(row.path, error.strerror or str(error)) from error
             digest.update(f"{shown(row.path)}\0{size}\0{modified}\n".encode())
         target = Path(folder) / digest.hexdigest()[:16]
+        remove_leftovers(target)
         if (target / "index.json").exists():
-            return cls(target)
+            try:
+                return cls(target)
+            except DamagedCacheError as error:
+                print(f"{error}: decoding again", file=sys.stderr)
         shapes = [(row.num_frames, row.height, row.width) for row in manifest]
         sizes = [t * h * w * 3 for t, h, w in shapes]
         offsets = [0, *np.cumsum(sizes).tolist()]
