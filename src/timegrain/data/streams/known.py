@@ -35,16 +35,17 @@ class KnownIndexes:
         except OSError:  # gone since it was opened
             return walk()
         key = path, facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
-        index = self._indexes.get(key)
+        index = self._indexes.pop(key, None)
         if index is not None:
-            self._indexes.move_to_end(key)
+            self._indexes[key] = index  # the youngest now
             return index
         index = walk()
         if time.time_ns() - facts.st_mtime_ns < _SETTLED_NS:
             return index
+        if key not in self._indexes:  # another thread may have been quicker
+            self._num_packets += len(index.ticks)
         self._indexes[key] = index
-        self._num_packets += len(index.ticks)
-        while self._num_packets > self._most_packets:
+        while self._indexes and self._num_packets > self._most_packets:
             _, oldest = self._indexes.popitem(last=False)
             self._num_packets -= len(oldest.ticks)
         return index
