@@ -286,7 +286,7 @@ def _lines(report: dict[str, Any], found: Measured, data: DataConfig) -> list[st
         ("cutting", f"{each['cut_and_resize']:.1f} ms", _rate(1000 / max(each["cut_and_resize"], 1e-6)), "",
          f"to {data.crop_size} x {data.crop_size} pixels"),
         ("loading", f"{each['decode'] + each['cut_and_resize']:.1f} ms", _rate(by_core), _rate(rates["loading"]),
-         f"both, in {with_workers} on {report['cores']} cores"),
+         f"both, in {with_workers}; cores: {report['cores']}"),
         ("hand-over", "", "", _rate(rates["hand-over"]), f"worker to {device}, nothing decoded"),
         ("colour, blur", f"{each['colour_and_blur']:.1f} ms", "", _rate(1000 / max(each["colour_and_blur"], 1e-6)),
          f"on {device}"),
@@ -302,6 +302,11 @@ def _lines(report: dict[str, Any], found: Measured, data: DataConfig) -> list[st
         "  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in (1, 2, 3)), row[4]]).rstrip()
         for row in rows
     ]
+    expected = min(rates["loading"], rates["training"])
+    if workers == 0 or device == "cpu":
+        expected = 1 / (1 / rates["loading"] + 1 / rates["training"])
+    if found.together and found.together.samples_per_second < expected / 2:
+        lines.append(f"together is far below the {_rate(expected)} that its parts allow: do other programs run?")
     if device == "cpu":
         lines.append("(on a CPU loading and training share the cores, so together they are slower than either)")
     lines += ["", f"limit: {report['limit']}", *(f"  -> {text}" for text in report["advice"])]

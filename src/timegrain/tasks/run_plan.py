@@ -212,7 +212,7 @@ class Plan:
             f"--run.num_nodes {rooms.run.num_nodes}",
             describe(rooms.data, rooms.objective, rooms.optim, rooms.run, videos, self.module, self.schedule),
             "",
-            f"operations      {per_video / 1e9:,.1f} GFLOP a video, {self.cost.flops / 1e12:,.2f} TFLOP a step and process "
+            f"operations      {per_video / 1e9:,.1f} GFLOP a video, {self.cost.flops / 1e9:,.0f} GFLOP a step and process "
             "(both passes; counted on shapes)",
             self._memory_line(),
         ]
@@ -252,7 +252,7 @@ class Plan:
 
     def _memory_line(self) -> str:
         def gib(value: float) -> str:
-            return f"{value / 2**30:,.2f}"
+            return f"{value / 2**30:,.2f}" if value >= 2**30 / 10 or not value else f"{value / 2**30:.2g}"
 
         state, lasting = self.state, self.state.lasting
         parts = (
