@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import platform
 import re
@@ -11,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 
 @contextmanager
@@ -114,6 +115,21 @@ def _runs(pid: int) -> bool:
     except OSError:  # of another user
         return True
     return True
+
+
+def read_journal(path: Path) -> Iterator[dict[str, Any]]:
+    """Entries of a file to which finished work is appended, a JSON object a line; none if there is no such file.
+
+    A line that was being written when the power went is passed over.
+    """
+    with suppress(FileNotFoundError), path.open(encoding="utf-8") as lines:
+        for line in lines:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(entry, dict):
+                yield entry
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from timegrain.files import atomic_path
+from timegrain.files import atomic_path, read_journal
 
 
 def test_an_error_leaves_the_older_file_and_no_other(tmp_path: Path):
@@ -59,7 +59,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path):
 def test_writers_that_meet_a_limit(writer: str, tmp_path: Path):
     code = """
 import resource, sys, torch
-from timegrain.files import atomic_path
+from timegrain.files import atomic_path, read_journal
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 with atomic_path(sys.argv[2]) as path:
     if sys.argv[1] == "torch":
@@ -76,3 +76,10 @@ with atomic_path(sys.argv[2]) as path:
     done = subprocess.run([sys.executable, "-c", code, writer, target], capture_output=True, text=True, check=False)
     assert f"OSError: {target} could not be written" in done.stderr, done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_journal_is_read_up_to_what_an_interruption_cut(tmp_path: Path):
+    path = tmp_path / "done.jsonl"
+    assert list(read_journal(path)) == []
+    path.write_text('\n{"a": 1}\n[2]\n{"a": 2, "b\n{"a": 3}\n')
+    assert list(read_journal(path)) == [{"a": 1}, {"a": 3}]

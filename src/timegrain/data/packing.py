@@ -11,7 +11,6 @@ when the video was read, so that a manifest can be made from the shards alone wi
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
@@ -29,7 +28,7 @@ from timegrain.data.location import Location, file_state
 from timegrain.data.probing import Row
 from timegrain.data.tar_index import read_index
 from timegrain.data.video import VideoError
-from timegrain.files import atomic_path
+from timegrain.files import atomic_path, read_journal
 from timegrain.progress import track
 
 FACTS = ("num_frames", "fps", "duration_seconds", "width", "height", "codec")
@@ -103,7 +102,7 @@ def pack_rows(rows: Sequence[Row], folder: Path, shard_megabytes: int, restart: 
         journal.unlink(missing_ok=True)
     for unfinished in folder.glob(".*.part.tar"):  # of a process that was killed
         unfinished.unlink(missing_ok=True)
-    known = _known(journal)
+    known = {entry["shard"]: entry for entry in read_journal(journal)}
     for name in known.keys() - {shard.name for shard in shards}:  # of an earlier, longer list of videos
         (folder / name).unlink(missing_ok=True)
     packed: dict[str, Location] = {}
@@ -217,15 +216,3 @@ def _members(shard: _Shard) -> Iterator[tuple[str, int, Any]]:
                 raise VideoError(sample.source, "changed while shards were written; give the command again")
             yield sample.key + sample.ending, sample.size, file
         yield f"{sample.key}.json", len(sample.facts), io.BytesIO(sample.facts)
-
-
-def _known(journal: Path) -> dict[str, dict[str, Any]]:
-    known: dict[str, dict[str, Any]] = {}
-    with contextlib.suppress(FileNotFoundError), journal.open(encoding="utf-8") as lines:
-        for line in lines:
-            try:
-                entry = json.loads(line)
-            except ValueError:  # the line that was being written when the power went
-                continue
-            known[entry["shard"]] = entry
-    return known

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,6 +15,7 @@ from timegrain.data.decoding import probe
 from timegrain.data.isolated import Failure, run_isolated
 from timegrain.data.location import file_state, is_url
 from timegrain.data.manifest import Manifest
+from timegrain.files import read_journal
 from timegrain.progress import track
 
 Row = dict[str, Any]
@@ -171,16 +172,7 @@ def _known_rows(out: Path) -> dict[str, Row]:
             if set(_STATE) <= set(manifest.column_names):
                 table = pa.table({name: manifest.column(name) for name in (*_PROBED, *_STATE)})
                 known = {row["path"]: row for row in table.to_pylist() if row["error"] is None}
-    with contextlib.suppress(FileNotFoundError), _progress_path(out).open(encoding="utf-8") as journal:
-        known.update((row["path"], row) for row in _whole_lines(journal))
+    for row in read_journal(_progress_path(out)):
+        if {"path", "error", *_STATE} <= row.keys():
+            known[row["path"]] = row
     return known
-
-
-def _whole_lines(journal: Iterable[str]) -> Iterable[Row]:
-    for line in journal:
-        try:
-            row = json.loads(line)
-        except ValueError:  # the line that was being written when the power went
-            continue
-        if isinstance(row, dict) and {"path", "error", *_STATE} <= row.keys():
-            yield row

@@ -7,7 +7,6 @@ time per sample, JPEG frames 0.15; a 1280 x 964 video at 256 pixels a sixth to a
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import av
 import cv2
@@ -28,7 +27,7 @@ from timegrain.data.decoding import VideoError, VideoReader, open_video
 from timegrain.data.frame_store import EXTENSION, FrameStoreWriter
 from timegrain.data.isolated import Failure, run_isolated
 from timegrain.data.probing import Row, probe_file
-from timegrain.files import atomic_path
+from timegrain.files import atomic_path, read_journal
 from timegrain.progress import track
 
 _TIME_BASE = Fraction(1, 1_000_000)  # times of any source to the microsecond, regular or not
@@ -180,7 +179,7 @@ def convert_files(
         journal.unlink(missing_ok=True)
     for unfinished in media.rglob(".*.part*"):  # of workers that were killed
         unfinished.unlink(missing_ok=True)
-    known = _known(journal)
+    known = {entry["source"]: entry for entry in read_journal(journal)}
     rows: dict[str, Row] = {}
     todo: list[Conversion] = []
     states: dict[str, list[int]] = {}
@@ -232,15 +231,3 @@ def _is_as_written(row: Row) -> bool:
     except OSError:
         return False
     return (state.st_size, state.st_mtime_ns) == (row["size_bytes"], row["modified_ns"])
-
-
-def _known(journal: Path) -> dict[str, dict[str, Any]]:
-    known: dict[str, dict[str, Any]] = {}
-    with contextlib.suppress(FileNotFoundError), journal.open(encoding="utf-8") as lines:
-        for line in lines:
-            try:
-                entry = json.loads(line)
-            except ValueError:  # the line that was being written when the power went
-                continue
-            known[entry["source"]] = entry
-    return known

@@ -42,6 +42,7 @@ def embed(
 
         timegrain embed VIDEOS --weights runs/VIDEOS-a0.9/weights.safetensors --out features.parquet
         timegrain embed a.mp4 b.mp4 --weights W.safetensors --head persistent --out features.npz
+        timegrain embed k400.parquet https://host/more.tar --weights W.safetensors --out features.parquet
 
     Args:
         videos: Videos, folders with videos, manifests (.parquet), tar shards, and URLs of videos and shards.
