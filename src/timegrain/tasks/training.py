@@ -35,11 +35,11 @@ from timegrain.checkpoints import (
 )
 from timegrain.data.loading import ResumableLoader
 from timegrain.data.location import shown
-from timegrain.models.blocks import Backbone
 from timegrain.models.hub import VideoEncoder, save_weights
 from timegrain.optim import OptimConfig, build_optimizer, schedule
 from timegrain.tasks.config import TrainingConfig
 from timegrain.tasks.setup import Schedule, is_first_process
+from timegrain.tasks.switches import compile_backbones, set_layout
 
 
 class _Step(NamedTuple):
@@ -76,22 +76,14 @@ class TrainingTask(LightningModule):
         raise NotImplementedError
 
     def set_switches(self, run: TrainingConfig) -> None:
-        """What changes how the network is computed and not what it computes: layout, kept activations, compilation."""
-        backbones = [module for module in self.modules() if isinstance(module, Backbone)]
-        for backbone in backbones:
-            backbone.checkpoint_stages |= run.checkpoint_activations
-            if run.channels_last:  # else every step would turn the kernels to the clips' layout
-                for kernel in backbone.parameters():
-                    if kernel.ndim == 5:
-                        kernel.data = kernel.data.contiguous(memory_format=torch.channels_last_3d)
+        """What changes how the network is computed and not what it computes."""
+        set_layout(self, run)
         if run.compile:
             self.compile_network()
 
     def compile_network(self) -> None:
-        """Compile what is called once a clip; it happens at the first call."""
-        for module in self.modules():
-            if isinstance(module, Backbone):
-                module.compile()
+        """Compile what is called once a clip."""
+        compile_backbones(self)
 
     def report(self, losses: dict[str, Tensor], batch: dict[str, Any]) -> Tensor:
         """Log what a step computed and give back its ``loss``; one that is not finite stops the run.
@@ -400,15 +392,8 @@ def quieten() -> None:
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     # But for the one that says which process has died before all others are ended.
     logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
-    for hint in (
-        ".*does not have many workers.*",
-        ".*No `val_dataloader`.*",
-        ".*exists and is not empty.*",
-        ".*GPU available but not used.*",
-        ".*LeafSpec.*",
-        ".*mid-epoch.*",
-        ".*in eval mode at the start of training.*",
-        ".*smaller than the logging interval.*",
-        ".*in eval mode at the start of training.*",
-    ):
-        warnings.filterwarnings("ignore", hint)
+    hints = (
+        "does not have many workers|No `val_dataloader`|exists and is not empty|GPU available but not used|LeafSpec"
+        "|mid-epoch|in eval mode at the start of training|smaller than the logging interval"
+    )
+    warnings.filterwarnings("ignore", f".*(?:{hints}).*")
