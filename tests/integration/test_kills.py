@@ -56,6 +56,8 @@ def pretrain(options: list[str]) -> None:
     """The command as a process of its own, which has two cores whatever the machine lets it have."""
     warnings.filterwarnings("ignore", "This DataLoader will create")
     torch.set_num_threads(1)
+    # As in a command: a loading process whose parent is a fork server never notices that its run was killed.
+    torch.multiprocessing.set_start_method("fork", force=True)
     sys.exit(main(["pretrain", *options]))
 
 
