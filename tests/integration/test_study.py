@@ -37,7 +37,8 @@ def run(job: Job) -> None:
         assert stage == "pretrain" or (job.folder / stage / NAME).is_file()
 
 
-def test_every_evaluation_of_the_study_runs(jobs: list[Job]) -> None:
+def test_every_evaluation_of_the_study_runs(jobs: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the study keeps frames and features in runs/
     first = {job.setting: job for job in reversed(jobs)}
     run(first["TeG-FG"])
     run(first["from scratch"])
