@@ -11,8 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
+
+# One thread here and in every process that a test starts: the tests run side by side, and a sum's last bit may depend on
+# the number of threads.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 # The time of an example says nothing on a shared machine; the same examples every time keep failures repeatable.
 settings.register_profile("timegrain", deadline=None, max_examples=60, derandomize=True)

@@ -147,7 +147,7 @@ class _Parser(ArgumentParser):
             elif action.option_strings and action.dest in self.required_options:
                 options.append(f"{action.option_strings[0]} {action.metavar or action.dest.upper()}")
             elif not action.option_strings:
-                several = str(action.metavar).startswith("'[")
+                several = str(action.metavar).lstrip("'").startswith("[")
                 if not str(action.metavar).startswith("{"):
                     action.metavar = action.dest.upper()
                 positionals.append(f"{action.metavar} [...]" if several else str(action.metavar))

@@ -10,7 +10,7 @@ import tarfile
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from timegrain.data.tar_index import Member, read_index, why_not_header_of
@@ -36,6 +36,7 @@ ENTRY = st.tuples(NAME, st.integers(0, 2000), st.sampled_from([tarfile.REGTYPE, 
     tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE]))  # fmt: skip
 
 
+@settings(max_examples=25)
 @given(
     st.lists(ENTRY, min_size=1, max_size=6),
     st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
@@ -47,7 +48,9 @@ def test_members_lie_where_tarfile_finds_them(entries, kind, headers):
     with tarfile.open(fileobj=file, mode="w", format=kind, **more) as archive:
         for name, size, type_ in entries:
             info = tarfile.TarInfo(name)
-            info.type = type_
+            # Archives from before 1988 have no long names; Python's reader takes such a member for a folder if the part of
+            # the name that fits ends with a slash.
+            info.type = tarfile.REGTYPE if type_ == tarfile.AREGTYPE and len(name.encode()) > 99 else type_
             has_data = info.isreg()
             info.size = size if has_data else 0
             info.mtime = 1.5 if size % 2 else 7

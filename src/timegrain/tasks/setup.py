@@ -213,7 +213,7 @@ def open_run(out: Path, configs: dict[str, Any], command: str = "pretrain") -> P
         except (yaml.YAMLError, AttributeError) as error:
             raise ValueError(f"{path} is damaged: {error}; use another --run.out, or --run.restart true") from error
         new = _flat(values)
-        old = _NEW | old
+        old = {key: value for key, value in _NEW.items() if key in new} | old
         free = _FREE | (_WITH_PROCESSES if _processes(old) != _processes(new) else {"run.devices", "run.num_nodes"})
         changed = [key for key in sorted({*old, *new} - free) if old.get(key) != new.get(key)]
         if changed:
