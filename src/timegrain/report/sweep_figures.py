@@ -31,16 +31,18 @@ def sweep_lines(
         floors: By score, by floor, its mean: dotted lines.
         published: By setting, numbers of others: drawn as crosses in the first panel.
     """
+    num_columns = min(3, len(series))
+    num_rows = -(-len(series) // num_columns)
     with style():
-        figure, axes = plt.subplots(1, len(series), figsize=(4.6 * len(series), 3.1), squeeze=False)
-        for axis, (score, settings) in zip(axes[0], series.items(), strict=True):
+        figure, grid = plt.subplots(num_rows, num_columns, figsize=(4.6 * num_columns, 3.1 * num_rows), squeeze=False)
+        axes = grid.ravel()
+        for axis in axes[len(series) :]:
+            axis.remove()
+        for axis, (score, settings) in zip(axes, series.items(), strict=False):
             places = numbers or {name: float(i) for i, name in enumerate(settings)}
             _panel(axis, settings, places, joined=numbers is not None)
-            for floor, value in (floors or {}).get(score, {}).items():
-                axis.axhline(value, color="#999999", lw=0.9, ls=":", zorder=0)
-                axis.annotate(floor, (0.995, value), xycoords=("axes fraction", "data"), ha="right", va="bottom",
-                              fontsize=7, color="#777777")  # fmt: skip
-            if published and axis is axes[0][0]:
+            _floors(axis, (floors or {}).get(score, {}))
+            if published and axis is axes[0]:
                 there = {name: value for name, value in published.items() if name in places}
                 axis.plot(
                     [places[name] for name in there], list(there.values()), "x", color=COLOURS[3], label="published"
@@ -54,6 +56,18 @@ def sweep_lines(
         figure.suptitle(title, fontsize=9.5, x=0.02, ha="left")
         figure.tight_layout()
         return to_png(figure)
+
+
+def _floors(axis: Axes, floors: Mapping[str, float]) -> None:
+    """A dotted line for each floor; of several that lie close together the highest is named."""
+    named = np.inf
+    for floor, value in sorted(floors.items(), key=lambda item: -item[1]):
+        axis.axhline(value, color="#999999", lw=0.9, ls=":", zorder=0)
+        low, high = axis.get_ylim()
+        if named - value > 0.06 * (high - low):
+            named = value
+            axis.annotate(floor, (0.995, value), xycoords=("axes fraction", "data"), ha="right", va="bottom",
+                          fontsize=7, color="#777777")  # fmt: skip
 
 
 def _panel(axis: Axes, settings: Mapping[str, Sequence[float]], places: Mapping[str, float], joined: bool) -> None:

@@ -7,7 +7,7 @@ import pickle
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -230,7 +230,8 @@ def score_and_write(
         "mode": "dense" if config.frozen else settings.mode,
         "every": settings.every or config.every,
         "window": f"{config.num_frames} frames x stride {config.stride}",
-        "picking": asdict(picking),
+        # What was chosen is each detector's own (it is in its weights); how, is the protocol.
+        "picking": f"rule and threshold from training videos set aside, {picking.gap_seconds:g} s between boundaries",
     }
     seconds = time.time() - began
     write_result(out, Result(benchmark, "boundaries", METRICS, rows, protocol, coverage, len(truth), seconds=seconds))
