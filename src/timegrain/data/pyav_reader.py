@@ -92,6 +92,8 @@ class PyAVReader:
                 yield frame.pts, frame
 
         source = self._source
+        if not span.packets:  # a damaged header promises frames that no packet holds
+            raise _UnexpectedFrame("no packet holds it")
         try:
             source.go_to(span.packets[0])
             for number in span.packets:
