@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from conftest import make_video, moving_square
 from shard_server import serve
+from timegrain import files
 from timegrain.cli import main
 from timegrain.data import byte_ranges, packing
 from timegrain.data.decoding import open_video
@@ -192,7 +193,8 @@ def test_packing_goes_on_where_it_was_killed(place, tmp_path, monkeypatch):
 
     def interrupted(shard, path):
         if len(made) == 2:
-            path.with_name(f".{path.stem}.1.part.tar").write_bytes(b"half")  # what a SIGKILL leaves
+            # What a SIGKILL leaves, of a process that no machine has now
+            path.with_name(f".{path.stem}.{2**22 + 1}@{files._NODE}.part.tar").write_bytes(b"half")
             raise KeyboardInterrupt
         made.append(path)
         return write(shard, path)

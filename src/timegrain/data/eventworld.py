@@ -238,10 +238,11 @@ def _row(config: EventWorldConfig, seed: int, split: str, index: int, path: str)
 def _who_does_what(video: Video, fps: float) -> dict[str, Any]:
     """AVA's columns: in the middle of each event a box around each ellipse, its posture the action."""
     frames = [round((event.start_seconds + event.end_seconds) / 2 * fps) for event in video.events]
-    boxes = [
+    boxes = [  # of an ellipse that has left the picture there is none
         {"key_frame": number, **dict(zip(("x1", "y1", "x2", "y2"), box, strict=True)), "action": int(posture) + 1}
         for number, frame in enumerate(frames)
         for posture, box in zip(video.postures[number], boxes_around(video, number, frame).tolist(), strict=True)
+        if min(box[2] - box[0], box[3] - box[1]) > 1 / video.frames.shape[1]
     ]
     times = [frame / fps for frame in frames]
     return {"video_id": video.identity, "key_frame_seconds": times, "time_offset_seconds": 0.0, "boxes": boxes}
@@ -264,8 +265,10 @@ def _write_people(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
                         np.r_[centre - true[2:] / 2 + true[:2] / 2, centre + true[2:] / 2 - true[:2] / 2],
                         0.5,
                     )
-                seconds = row["key_frame_seconds"][box["key_frame"]]
-                writer.writerow([row["video_id"], f"{seconds:g}", *np.clip(found, 0, 1).round(4), round(score, 3)])
+                found = np.clip(found, 0, 1).round(4)
+                if (found[2:] > found[:2]).all():
+                    seconds = row["key_frame_seconds"][box["key_frame"]]
+                    writer.writerow([row["video_id"], f"{seconds:g}", *found, round(score, 3)])
 
 
 def _difficulty(config: EventWorldConfig) -> str:

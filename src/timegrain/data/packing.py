@@ -28,7 +28,7 @@ from timegrain.data.location import Location, file_state
 from timegrain.data.probing import Row
 from timegrain.data.tar_index import read_index
 from timegrain.data.video import VideoError
-from timegrain.files import atomic_path, read_journal
+from timegrain.files import atomic_path, read_journal, remove_leftovers
 from timegrain.progress import track
 
 FACTS = ("num_frames", "fps", "duration_seconds", "width", "height", "codec")
@@ -100,8 +100,7 @@ def pack_rows(rows: Sequence[Row], folder: Path, shard_megabytes: int, restart: 
     journal = folder / _JOURNAL
     if restart:
         journal.unlink(missing_ok=True)
-    for unfinished in folder.glob(".*.part.tar"):  # of a process that was killed
-        unfinished.unlink(missing_ok=True)
+    remove_leftovers(folder)
     known = {entry["shard"]: entry for entry in read_journal(journal)}
     for name in known.keys() - {shard.name for shard in shards}:  # of an earlier, longer list of videos
         (folder / name).unlink(missing_ok=True)

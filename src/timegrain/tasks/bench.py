@@ -110,7 +110,6 @@ def bench(
     encoder = build_encoder(data, replace(model, weights=None), objective)
     module = build_objective(objective, encoder, specs)
     module.chunk_size = run.chunk_size
-    encoder.backbone.checkpoint_stages |= run.checkpoint_activations
     step = TrainingStep(module, specs, data.crop_size, optim, run, device)
     found = measure(clips, step, data, device, seconds)
     report = summarise(found, data, device, default_workers(), broken)

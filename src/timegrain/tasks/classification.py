@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from timegrain.data.transforms import apply_augmentation
 from timegrain.models.classifiers import save_classifier
-from timegrain.models.hub import VideoEncoder
+from timegrain.models.hub import VideoEncoder, save_weights
 from timegrain.optim import OptimConfig
 from timegrain.tasks.setup import Schedule
 from timegrain.tasks.training import TrainingTask
@@ -97,7 +97,7 @@ class ClassificationTask(TrainingTask):
     def write_weights(self) -> None:
         """The classifier, and the encoder where it has been trained."""
         if not self.frozen:
-            super().write_weights()
+            save_weights(self.encoder, self.weights)
         file = self.weights.with_name("classifier.safetensors")
         save_classifier(self.classifiers[TRAINED], file, self.class_names, self.settings)
 

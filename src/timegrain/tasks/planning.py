@@ -179,7 +179,6 @@ def make_plan(
     if card is None:
         width = float(cores or here)
         step = TrainingStep(module, rooms.specs, data.crop_size or 0, rooms.optim, run, torch.device("cpu"))
-        encoder.backbone.checkpoint_stages |= run.checkpoint_activations
         print("measuring the training step ...", file=sys.stderr)
         step_time = fit_step_time(step, data.batch_size, seconds * (2 / 3 if manifest else 1))
         # What the CPU's libraries took beside the tensors while that ran, they will take in the run.

@@ -18,7 +18,7 @@ from timegrain.callbacks import FailedVideos, FeatureMonitor, MetricsCsv, run_re
 from timegrain.data.colour import Augmentation
 from timegrain.data.transforms import AugmentConfig, apply_augmentation
 from timegrain.distributed import RowsOnDemand
-from timegrain.models.hub import VideoEncoder
+from timegrain.models.hub import VideoEncoder, save_weights
 from timegrain.objectives.byol import BYOL
 from timegrain.objectives.cvrl import CVRL
 from timegrain.objectives.moco import MoCo
@@ -90,6 +90,10 @@ class PretrainTask(TrainingTask):
     def encoder(self) -> VideoEncoder:
         """The objective's encoder."""
         return self.objective.encoder
+
+    def write_weights(self) -> None:
+        """Write the encoder."""
+        save_weights(self.encoder, self.weights)
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Colour and blur on the device: uint8 (B, T, C, H, W) to float (B, C, T, H, W).

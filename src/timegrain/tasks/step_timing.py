@@ -18,6 +18,7 @@ from timegrain.optim import OptimConfig, build_optimizer
 from timegrain.sampling import ClipSpec
 from timegrain.tasks.config import RunConfig
 from timegrain.tasks.stages import Timing, synchronise
+from timegrain.tasks.switches import compile_backbones, set_layout
 
 
 class TrainingStep:
@@ -28,7 +29,7 @@ class TrainingStep:
         specs: Shapes of the clips.
         size: Height and width of the clips.
         optim: The optimiser's settings.
-        run: Precision, layout, chunks and activation checkpointing.
+        run: Precision, layout, activation checkpointing and compilation.
         device: Where.
     """
 
@@ -42,6 +43,9 @@ class TrainingStep:
         device: torch.device,
     ) -> None:
         self.objective, self.specs, self.size, self.device = objective.to(device).train(), tuple(specs), size, device
+        set_layout(objective, run)
+        if run.compile:
+            compile_backbones(objective)
         self.layout = torch.channels_last_3d if run.channels_last else torch.contiguous_format
         self.optimizer = build_optimizer(objective, optim)
         self.mixed = run.precision.endswith("mixed")

@@ -9,6 +9,7 @@ import re
 import signal
 import time
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -35,7 +36,6 @@ from timegrain.checkpoints import (
 )
 from timegrain.data.loading import ResumableLoader
 from timegrain.data.location import shown
-from timegrain.models.hub import VideoEncoder, save_weights
 from timegrain.optim import OptimConfig, build_optimizer, schedule
 from timegrain.tasks.config import TrainingConfig
 from timegrain.tasks.setup import Schedule, is_first_process
@@ -69,11 +69,6 @@ class TrainingTask(LightningModule):
         self.memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
         self._unseen: list[_Step] = []
         self._is_moved = False
-
-    @property
-    def encoder(self) -> VideoEncoder:
-        """The encoder that is trained or probed; a task that writes other weights than an encoder's has none."""
-        raise NotImplementedError
 
     def set_switches(self, run: TrainingConfig) -> None:
         """What changes how the network is computed and not what it computes."""
@@ -166,9 +161,9 @@ class TrainingTask(LightningModule):
         if is_first_process():
             self.write_weights()
 
+    @abstractmethod
     def write_weights(self) -> None:
         """Write what users load."""
-        save_weights(self.encoder, self.weights)
 
 
 def fit(
