@@ -110,11 +110,13 @@ def test_a_frozen_backbone_stays_as_it_is(ava, tmp_path):
     ("more", "message"),
     [
         (["--data.split_train=valid"], "has no video in split 'valid'"),
+        (["--data.split_test=test"], "has no video in split 'test'"),
         (["--data.people=none.csv"], "none.csv"),
         (["--weights=nowhere.safetensors"], "nowhere.safetensors"),
         (["--data.people=null", "--data.detector_weights=none.pth"], "none.pth"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_message(ava, tmp_path, capsys, more, message):
+def test_what_is_wrong_is_said_in_one_message_before_training(ava, tmp_path, capsys, more, message):
     assert run(ava, tmp_path / "run", *more) == 2
     assert message in capsys.readouterr().err
+    assert not list(tmp_path.glob("run/*.safetensors"))

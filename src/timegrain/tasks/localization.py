@@ -34,7 +34,7 @@ from timegrain.report.results import Result, Row, method_name, write_result
 from timegrain.sampling import ClipSpec
 from timegrain.tasks.config import TrainingConfig
 from timegrain.tasks.floor_rows import ava_rows
-from timegrain.tasks.localization_scoring import LocalizationData, Scored, score_localizer
+from timegrain.tasks.localization_scoring import LocalizationData, Scored, ToScore, score_localizer
 from timegrain.tasks.resuming import go_on
 from timegrain.tasks.setup import Schedule, build_loader, is_first_process, open_run, plan
 from timegrain.tasks.training import TrainingTask, fit, quieten
@@ -151,6 +151,7 @@ def localize(
     started = time.time()
     manifest = Manifest.open(data.manifest)
     names = class_names(manifest)
+    tested = ToScore.of(manifest, data, names)
     run = replace(run, out=run.out or Path("runs") / f"{data.manifest.stem}-localization")
     out = run.out
     assert out is not None
@@ -187,7 +188,7 @@ def localize(
     if is_first_process():
         localizer.load_state_dict(load_file(out / "localizer.safetensors"))
         device = choose_device("cpu" if run.accelerator == "cpu" else "auto")
-        found = score_localizer(localizer, manifest, data, names, out, device)
+        found = score_localizer(localizer, tested, data, names, out, device)
         floors = ava_rows(found.truth, found.people, truth_of(known_frames, list(names)), names)
         result = _result(found, floors, method_name(encoder.config.extra), data, run, manifest, options, weights)
         result = replace(result, seconds=time.time() - started)

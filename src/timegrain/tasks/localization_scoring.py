@@ -95,20 +95,50 @@ class Scored:
         return "\n".join([f"{'frame-mAP at overlap 0.5':<28}", *lines, *coverage_lines(self.coverage), str(out)])
 
 
+@dataclass(frozen=True)
+class ToScore:
+    """What a localizer is scored on.
+
+    Attributes:
+        manifest: Videos of the test split.
+        frames: Their key frames with annotated boxes.
+        people: Detected people by key frame; None where they are still to be detected.
+    """
+
+    manifest: Manifest
+    frames: list[KeyFrame]
+    people: Mapping[str, tuple[np.ndarray, np.ndarray]] | None
+
+    @classmethod
+    def of(cls, manifest: Manifest, data: LocalizationData, names: Mapping[int, str]) -> ToScore:
+        """Read before training begins, so that a wrong name doesn't cost one.
+
+        Raises:
+            FileNotFoundError: A file that is named isn't there.
+            ValueError: The split has no key frame, or the file of people is not one.
+        """
+        test = manifest.select(split=data.split_test)
+        frames = key_frames(test, list(names))
+        if not frames:
+            raise ValueError(f"{data.manifest} has no key frame inside a video of {data.split_test!r}")
+        if data.people is None and data.detector_weights is not None and not data.detector_weights.is_file():
+            raise FileNotFoundError(f"file not found: {data.detector_weights} (--data.detector_weights)")
+        return cls(test, frames, read_people(data.people) if data.people is not None else None)
+
+
 def score_localizer(
     localizer: ActionLocalizer,
-    manifest: Manifest,
+    tested: ToScore,
     data: LocalizationData,
     names: Mapping[int, str],
     out: Path,
     device: torch.device,
 ) -> Scored:
     """Score detected people and annotated boxes of the test split; write the official csv of the former."""
-    test = manifest.select(split=data.split_test)
-    ids = list(names)
-    frames = key_frames(test, ids)
+    test, frames, ids = tested.manifest, tested.frames, list(names)
     pictures = KeyFramePictures(test, frames, ClipSpec(data.num_frames, data.stride), data.short_side)
-    people = with_people(frames, _people(pictures, data, out, device), data.min_person_score)
+    people = tested.people if tested.people is not None else _people(pictures, data, out, device)
+    detected = with_people(frames, people, data.min_person_score)
     logits_detected, logits_true, broken = {}, {}, {}
     localizer = localizer.to(device).eval()
     for index, clip in track(_load(pictures, data.workers), "scoring key frames", total=len(frames)):
@@ -116,10 +146,10 @@ def score_localizer(
             broken[shown(test[frames[index].video].path)] = clip
             continue
         batch = to_model_input(clip[None].to(device))
-        logits_detected[index] = _probabilities(localizer, batch, people[index])
+        logits_detected[index] = _probabilities(localizer, batch, detected[index])
         logits_true[index] = _probabilities(localizer, batch, frames[index])
     truth = truth_of(frames, ids)
-    detections = _detections(people, logits_detected, ids)
+    detections = _detections(detected, logits_detected, ids)
     with atomic_path(out / "detections.csv") as temporary:
         write_detections(temporary, detections)
     scores = []
@@ -127,12 +157,12 @@ def score_localizer(
         metric = FrameMAP(names)
         metric.update(truth, found)
         scores.append(metric.compute())
-    boxes = np.concatenate([frame.boxes for frame in people])
-    owner = np.concatenate([np.full(len(frame.boxes), i) for i, frame in enumerate(people)]).astype(np.int64)
+    boxes = np.concatenate([frame.boxes for frame in detected])
+    owner = np.concatenate([np.full(len(frame.boxes), i) for i, frame in enumerate(detected)]).astype(np.int64)
     where = FrameBoxes(
-        [frame.key for frame in people], owner, boxes, np.zeros(len(owner), np.int64), np.ones(len(owner))
+        [frame.key for frame in detected], owner, boxes, np.zeros(len(owner), np.int64), np.ones(len(owner))
     )
-    return Scored(scores[0], scores[1], truth, where, len(frames), broken, manifest.coverage)
+    return Scored(scores[0], scores[1], truth, where, len(frames), broken, test.coverage)
 
 
 @torch.inference_mode()
@@ -170,10 +200,10 @@ def write_detections(path: Path, detections: FrameBoxes) -> None:
 def _people(
     pictures: KeyFramePictures, data: LocalizationData, out: Path, device: torch.device
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Person boxes of the test frames: from a file, or detected once and kept."""
+    """Person boxes of the test frames, detected once and kept."""
     kept = out / "people.csv"
-    if data.people is not None or kept.exists():
-        return read_people(data.people or kept)
+    if kept.exists():
+        return read_people(kept)
     detector = person_detector(data.detector_weights, device)
     middle = KeyFramePictures(pictures.manifest, pictures.frames, ClipSpec(1, 1), 720)
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
