@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -27,7 +27,7 @@ from timegrain.boundary_layout import Layout
 from timegrain.data.boundaries import BoundaryTruth, CandidateSampler
 from timegrain.data.loading import Key
 from timegrain.data.location import file_state, shown
-from timegrain.files import atomic_path
+from timegrain.files import alone_in, atomic_path
 from timegrain.models.boundary import BoundaryDetector
 from timegrain.models.weights import fingerprint_of
 
@@ -55,7 +55,7 @@ class FeatureStore:
         workers: int = 0,
         progress: bool = True,
     ) -> FeatureStore:
-        """Compute what is missing.
+        """Compute what is missing; of several processes that share a store one does, and the others wait for it.
 
         Args:
             detector: Whose backbone, on the device to use.
@@ -70,19 +70,13 @@ class FeatureStore:
         facts = [asdict(layout), config.crop_size, config.picture, config.backbone, config.backbone_options]
         target = folder / fingerprint_of(detector.features, facts)
         files = {path: target / f"{_state(path)}.npy" for path in paths}
-        todo = [path for path in paths if not files[path].is_file()]
-        parts: dict[int, list[npt.NDArray[np.float16]]] = {}
         broken: dict[str, str] = {}
-        if todo:
-            events = span_values(detector, todo, layout, "dense", batch_size, workers, progress, "features, once")
-            for video, event in events:
-                if isinstance(event, str):
-                    broken[todo[video]] = event
-                elif isinstance(event, Tensor):
-                    parts.setdefault(video, []).append(event.half().numpy())
-                elif not isinstance(event, Opened):
-                    with atomic_path(files[todo[video]]) as temporary, temporary.open("wb") as file:
-                        np.save(file, np.concatenate(parts.pop(video)))
+        if not all(file.is_file() for file in files.values()):
+            with alone_in(target):
+                todo = [path for path in paths if not files[path].is_file()]
+                events = span_values(detector, todo, layout, "dense", batch_size, workers, progress, "features, once")
+                failed = _write(events if todo else (), [files[path] for path in todo])
+                broken = {todo[video]: reason for video, reason in failed.items()}
         if broken and len(broken) == len(paths):
             path, reason = next(iter(broken.items()))
             raise ValueError(f"none of the {len(paths)} videos could be read; the first: {shown(path)}: {reason}")
@@ -92,6 +86,21 @@ class FeatureStore:
         """(K, steps, D) float32: time steps of the windows of a video's candidates (K,)."""
         rows = np.asarray(_mapped(self.files[path])[self.layout.entries_of(candidates)], np.float32)
         return torch.from_numpy(rows)
+
+
+def _write(events: Iterable[tuple[int, Opened | Tensor | str | None]], files: Sequence[Path]) -> dict[int, str]:
+    """Write a file per video from what :func:`span_values` gives; the reasons of those that could not be read."""
+    parts: dict[int, list[npt.NDArray[np.float16]]] = {}
+    broken: dict[int, str] = {}
+    for video, event in events:
+        if isinstance(event, str):
+            broken[video] = event
+        elif isinstance(event, Tensor):
+            parts.setdefault(video, []).append(event.half().numpy())
+        elif not isinstance(event, Opened):
+            with atomic_path(files[video]) as temporary, temporary.open("wb") as file:
+                np.save(file, np.concatenate(parts.pop(video)))
+    return broken
 
 
 @lru_cache(maxsize=1024)

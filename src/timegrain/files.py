@@ -8,11 +8,17 @@ import os
 import platform
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -115,6 +121,35 @@ def _runs(pid: int) -> bool:
     except OSError:  # of another user
         return True
     return True
+
+
+@contextmanager
+def alone_in(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """One process at a time, of all that name the same folder, is inside the block; others wait and say so.
+
+    For what many processes need and one makes, and must look again once it is inside. The system lets go when a process
+    ends, however it ends. Where a system knows no locks nobody waits: files are whole there too, but made twice.
+
+    Args:
+        folder: Made if needed.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise OSError(f"{folder} cannot be written to: {error.strerror or error}") from error
+    with lock:
+        if fcntl is not None:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"another process is filling {folder}: waiting for it", file=sys.stderr)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+                    raise
+        yield
 
 
 def read_journal(path: Path) -> Iterator[dict[str, Any]]:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor
 from timegrain.data.decoding import Crop, VideoError, open_video
 from timegrain.data.location import file_state, shown
 from timegrain.data.manifest import Manifest
-from timegrain.files import atomic_path, remove_leftovers
+from timegrain.files import alone_in, atomic_path, remove_leftovers
 from timegrain.progress import track
 
 
@@ -90,6 +91,8 @@ class FrameCache:
     def build(cls, manifest: Manifest, folder: Path) -> FrameCache:
         """Decode every video of ``manifest`` once; an existing cache of the same videos is used as it is if it is whole.
 
+        Of several processes that ask for the same videos one decodes them, and the others wait for it.
+
         Args:
             manifest: Usable videos only.
             folder: Folder of caches; this one's name is made from paths, sizes and times of the videos.
@@ -105,25 +108,32 @@ class FrameCache:
                 raise VideoError(row.path, error.strerror or str(error)) from error
             digest.update(f"{shown(row.path)}\0{size}\0{modified}\n".encode())
         target = Path(folder) / digest.hexdigest()[:16]
-        remove_leftovers(target)
-        if (target / "index.json").exists():
-            try:
-                return cls(target)
-            except DamagedCacheError as error:
-                print(f"{error}: decoding again", file=sys.stderr)
-        shapes = [(row.num_frames, row.height, row.width) for row in manifest]
-        sizes = [t * h * w * 3 for t, h, w in shapes]
-        offsets = [0, *np.cumsum(sizes).tolist()]
-        with atomic_path(target / "frames.npy") as temporary:
-            pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=(offsets[-1],))
-            for position, row in enumerate(track(manifest, "decoding once", len(manifest))):
-                with open_video(row.path) as reader:
-                    frames = reader.frames(np.arange(row.num_frames))
-                pixels[offsets[position] : offsets[position + 1]] = frames.permute(0, 2, 3, 1).reshape(-1).numpy()
-            pixels.flush()
-        with atomic_path(target / "index.json") as temporary:
-            temporary.write_text(json.dumps({"offsets": offsets, "shapes": shapes}))
+        with suppress(DamagedCacheError):
+            return cls(target)  # somebody else's too, where nothing can be written
+        with alone_in(target):
+            remove_leftovers(target)
+            if (target / "index.json").exists():
+                try:
+                    return cls(target)
+                except DamagedCacheError as error:
+                    print(f"{error}: decoding again", file=sys.stderr)
+            _decode(manifest, target)
         return cls(target)
+
+
+def _decode(manifest: Manifest, folder: Path) -> None:
+    """Write the frames of every video, and where each begins."""
+    shapes = [(row.num_frames, row.height, row.width) for row in manifest]
+    offsets = [0, *np.cumsum([t * h * w * 3 for t, h, w in shapes]).tolist()]
+    with atomic_path(folder / "frames.npy") as temporary:
+        pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=(offsets[-1],))
+        for position, row in enumerate(track(manifest, "decoding once", len(manifest))):
+            with open_video(row.path) as reader:
+                frames = reader.frames(np.arange(row.num_frames))
+            pixels[offsets[position] : offsets[position + 1]] = frames.permute(0, 2, 3, 1).reshape(-1).numpy()
+        pixels.flush()
+    with atomic_path(folder / "index.json") as temporary:
+        temporary.write_text(json.dumps({"offsets": offsets, "shapes": shapes}))
 
 
 class CachedVideo:

@@ -37,7 +37,6 @@ from timegrain.tasks.boundary_evaluation import choose_on, score_and_write, scor
 from timegrain.tasks.boundary_setup import (
     Batches,
     Training,
-    build_cache,
     build_detector,
     build_store,
     choose_split,
@@ -48,7 +47,7 @@ from timegrain.tasks.boundary_setup import (
 )
 from timegrain.tasks.config import TrainingConfig
 from timegrain.tasks.resuming import go_on
-from timegrain.tasks.setup import Schedule, is_first_process, open_run
+from timegrain.tasks.setup import Schedule, build_cache, is_first_process, open_run
 from timegrain.tasks.training import TrainingTask, finish, fit, quieten
 
 # The whole picture, colours and sides as they are: the PC baseline trains without augmentation.
@@ -194,7 +193,7 @@ def train(
         folder = data.cache_folder or out / "features"
         store, learned = build_store(detector.to(device), learned, folder, evaluation.batch_size, data.workers or 0)
     else:
-        cache = build_cache(learned, data, out)
+        cache = build_cache(data, learned.manifest, out)
     batches = Batches(detector, learned, data, augment, run, store, cache)
     length = go_on(batches.schedule(), run, resume)
     if is_first_process():

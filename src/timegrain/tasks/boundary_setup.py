@@ -33,7 +33,7 @@ from timegrain.models.weights import find_encoder
 from timegrain.sampling import ClipSpec
 from timegrain.tasks.boundary_config import BoundaryDataConfig, DetectorConfig
 from timegrain.tasks.config import TrainingConfig
-from timegrain.tasks.setup import Schedule, is_first_process, wait_for
+from timegrain.tasks.setup import Schedule
 
 Training = Literal["frozen", "finetune"]
 _TEST_SPLITS = ("val", "valnew", "test")
@@ -215,16 +215,9 @@ class Batches:
 def build_store(
     detector: BoundaryDetector, truth: BoundaryTruth, folder: Path, batch_size: int, workers: int
 ) -> tuple[FeatureStore, BoundaryTruth]:
-    """Features of a frozen backbone, made by the first process; and the videos that have them."""
+    """Features of a frozen backbone, and the videos that have them."""
     paths = truth.manifest.column("path").to_pylist()
-    marker = folder / "complete"
-    if is_first_process():
-        marker.unlink(missing_ok=True)
-        store = FeatureStore.build(detector, paths, folder, batch_size=batch_size, workers=workers)
-        marker.touch()
-    else:
-        wait_for(marker)
-        store = FeatureStore.build(detector, paths, folder, batch_size=batch_size, progress=False)
+    store = FeatureStore.build(detector, paths, folder, batch_size=batch_size, workers=workers)
     if store.broken:
         truth = truth.select(~_rows_in(paths, store.broken))
     return store, truth
@@ -234,18 +227,6 @@ def _rows_in(paths: list[str], named: Any) -> Any:
     import numpy as np
 
     return np.array([path in named for path in paths], np.bool_)
-
-
-def build_cache(truth: BoundaryTruth, data: BoundaryDataConfig, out: Path) -> FrameCache | None:
-    """Decoded frames of the training videos, if asked for; made by the first process."""
-    if not data.cache:
-        return None
-    folder = data.cache_folder or out / "frames"
-    if is_first_process():
-        FrameCache.build(truth.manifest, folder)
-        (folder / "complete").touch()
-    wait_for(folder / "complete")
-    return FrameCache.build(truth.manifest, folder)
 
 
 def free_workers(workers: int | None) -> int:

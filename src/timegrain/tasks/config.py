@@ -55,7 +55,8 @@ class DataConfig:
             per sample where decoding is what takes the time; each worker holds so many batches at once.
         workers: Processes that decode; null is one per free core, 0 decodes in the training process.
         cache: Decode every video once and keep the frames, uncompressed, on disk: for small data sets.
-        cache_folder: Where they are kept; by default in the run's folder. Runs on the same videos can share it.
+        cache_folder: Where they are kept; by default in the run's folder. Runs on the same videos can share it: one
+            decodes, those that start meanwhile wait for it.
         max_failure_share: Stop when more than this share of the videos failed to decode during training.
     """
 

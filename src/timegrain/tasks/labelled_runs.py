@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from timegrain.callbacks import FailedVideos, run_record
 from timegrain.data.clip_dataset import collate
 from timegrain.data.coverage import coverage_lines
-from timegrain.data.frame_cache import FrameCache
 from timegrain.data.labelled_clips import AnywhereInVideo, LabelledClips
 from timegrain.data.location import shown
 from timegrain.data.manifest import Manifest
@@ -37,7 +36,7 @@ from timegrain.tasks.classifier_config import BackboneConfig, ClassifierConfig, 
 from timegrain.tasks.config import TrainingConfig
 from timegrain.tasks.multiview import score_views, view_logits, write_view_logits
 from timegrain.tasks.resuming import go_on
-from timegrain.tasks.setup import Schedule, build_loader, is_first_process, open_run, plan, wait_for
+from timegrain.tasks.setup import Schedule, build_cache, build_loader, is_first_process, open_run, plan
 from timegrain.tasks.training import fit, quieten
 
 Task = Literal["fine-tune", "from scratch", "linear probe", "attentive probe"]
@@ -186,7 +185,9 @@ def _train_and_test(task: Task, settings: Settings, manifest: Manifest) -> _Fini
     kind = "attentive" if task == "attentive probe" else "linear"
     heads = {name: _classifier(kind, encoder.backbone.num_features, len(classes), settings) for name in encoders}
     draw = AnywhereInVideo(train, ClipSpec(data.num_frames, data.stride), train_labels)
-    clips = LabelledClips(train, len(train), draw, data.crop_size, settings.augment, run.seed, _cache(data, train, out))
+    clips = LabelledClips(
+        train, len(train), draw, data.crop_size, settings.augment, run.seed, build_cache(data, train, out)
+    )
     module = ClassificationTask(
         encoders, heads, frozen, settings.optim, length, out, classes,
         {"kind": kind, **asdict(settings.classifier)}, run.channels_last,
@@ -277,17 +278,6 @@ def _labelled(manifest: Manifest, split: str) -> tuple[Manifest, Tensor]:
     if len(manifest.class_names) < 2:
         raise ValueError(f"{manifest.path} has a single class, {manifest.class_names[0]!r}; there is nothing to learn")
     return chosen, torch.from_numpy(labels)
-
-
-def _cache(data: LabelledDataConfig, manifest: Manifest, out: Path) -> FrameCache | None:
-    if not data.cache:
-        return None
-    folder = data.cache_folder or out / "frames"
-    if is_first_process():
-        FrameCache.build(manifest, folder)
-        (folder / "complete").touch()
-    wait_for(folder / "complete")
-    return FrameCache.build(manifest, folder)
 
 
 def _classifier(kind: str, num_features: int, num_classes: int, settings: Settings) -> nn.Module:

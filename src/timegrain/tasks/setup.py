@@ -251,17 +251,22 @@ def build_clips(
     """The data set of the clips of each video."""
     assert data.crop_size is not None
     assert data.sampler is not None
-    cache = None
-    if data.cache:
-        folder = data.cache_folder or out / "frames"
-        if is_first_process():
-            FrameCache.build(manifest, folder)
-            (folder / "complete").touch()
-        wait_for(folder / "complete")
-        cache = FrameCache.build(manifest, folder)
+    cache = build_cache(data, manifest, out)
     return VideoClips(
         manifest, specs, data.sampler, data.crop_size, augment, seed, cache, samples_per_visit=data.samples_per_visit
     )
+
+
+class Kept(Protocol):
+    """The part of a data room's settings that says whether and where decoded frames are kept."""
+
+    cache: bool
+    cache_folder: Path | None
+
+
+def build_cache(data: Kept, manifest: Manifest, out: Path) -> FrameCache | None:
+    """Decoded frames of the videos, if asked for; made by one of the run's processes, or of several runs'."""
+    return FrameCache.build(manifest, data.cache_folder or out / "frames") if data.cache else None
 
 
 class Batches(Protocol):
