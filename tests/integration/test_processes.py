@@ -169,9 +169,10 @@ def test_another_batch_goes_on_behind_the_videos_that_were_seen(stopped, manifes
 def test_what_does_not_come_with_the_processes_is_refused(stopped, manifest: Path, tmp_path: Path, capsys):
     out = shutil.copytree(stopped[0], tmp_path / "run")
     options = [f"--data.manifest={manifest}", "--data.batch_size=4", "--run.seed=1", f"--run.out={out}"]
-    assert main(["pretrain", *TINY, *options]) == 2
+    assert main(["pretrain", *TINY, *options, "--data.samples_per_visit=2"]) == 2
     said = capsys.readouterr().err
     assert "run.seed: 0 there, 1 asked for" in said
+    assert "data.samples_per_visit: 1 there, 2 asked for" in said
     assert "batch_size" not in said
     options = [f"--data.manifest={manifest}", "--data.batch_size=4", "--run.devices=2", f"--run.out={out}"]
     assert main(["pretrain", *TINY, *options]) == 2

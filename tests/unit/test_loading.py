@@ -139,6 +139,31 @@ def test_other_batches_go_on_in_the_same_order(length, before, now, accumulate, 
         assert indices == order[len(seen) : len(rest) * size * world + len(seen)]
 
 
+@given(
+    st.integers(40, 120),
+    st.integers(1, 12),
+    st.integers(1, 12),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.integers(0, 100),
+)
+def test_no_sample_of_a_visit_comes_twice_at_another_batch_size(length, before, now, samples, accumulate, stop):
+    """Each sample of a visited video comes once at most; left out are a visit, a step and the end of the epoch."""
+    old = loader(length, before, samples=samples)
+    head = list(islice(iter(old), stop % len(old)))
+    new = loader(length, now, samples=samples)
+    new.load_state_dict(at_batch_size(old.state_dict(), now, 1, len(new), accumulate))
+    tail = list(new)
+    seen = [item for batch in head + tail for item in batch if item[0] == 0]
+    assert len(seen) == len(set(seen))
+    if tail[0][0][0] == 0:
+        lost = samples * length - len(seen)
+        whole = np.lcm(accumulate, samples) if before != now else accumulate
+        assert lost < samples * before + whole * now + samples * now
+        if before == now and len(head) % accumulate == 0:
+            assert head + tail == list(loader(length, now, samples=samples))
+
+
 def test_a_state_without_its_epoch_is_refused():
     with pytest.raises(ValueError, match="every epoch on the clips of the first"):
         loader().load_state_dict({"consumed": 3})

@@ -71,15 +71,20 @@ def global_batch(state: Mapping[str, int]) -> int | None:
     return state["batch_size"] * state["world_size"] if "batch_size" in state else None
 
 
+def visited(state: Mapping[str, int]) -> int:
+    """Videos of the epoch that have given a sample when a loader's state was taken."""
+    return -(-state["consumed"] // state.get("batches_per_visit", 1)) * (global_batch(state) or 0)
+
+
 def at_batch_size(
     state: Mapping[str, int], batch_size: int, world_size: int, num_batches: int, accumulate: int = 1
 ) -> dict[str, int]:
     """A loader's state, taken with batches of one size, for a loader with batches of another.
 
     The samples of the global order that were handed out stay handed out: none comes twice in an epoch. Where they end
-    inside a step of the new size, that step is left out, and its samples wait for other epochs (with several samples of
-    a visit, those of all its steps); where both sizes are the same, whatever the number of processes, every further batch
-    is the one that would have come.
+    inside a step of the new size, that step is left out, and its samples wait for other epochs; so do, with several
+    samples of a visit, those that the videos just visited have still to give. Where both sizes are the same, whatever the
+    number of processes, every further batch is the one that would have come.
 
     Args:
         state: As :meth:`ResumableLoader.state_dict` gives it.
@@ -95,8 +100,12 @@ def at_batch_size(
     """
     size = batch_size * world_size
     before = global_batch(state) or size
-    whole = accumulate if before == size else math.lcm(accumulate, state.get("batches_per_visit", 1))
-    consumed = -(-state["consumed"] * before // (size * whole)) * whole
+    if before == size:
+        consumed = -(-state["consumed"] // accumulate) * accumulate
+    else:
+        visit = state.get("batches_per_visit", 1)
+        whole = math.lcm(accumulate, visit)  # batches after which both a step and a visit end
+        consumed = -(-visited(state) * visit // (size * whole)) * whole
     passes, consumed = (0, consumed) if consumed < num_batches else (1, 0)
     place = {"epoch": state["epoch"] + passes, "consumed": consumed}
     return {**state, **place, "batch_size": batch_size, "world_size": world_size}

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from timegrain.checkpoints import loader_state, read_checkpoint
-from timegrain.data.loading import at_batch_size, global_batch
+from timegrain.data.loading import at_batch_size, global_batch, visited
 from timegrain.tasks.config import TrainingConfig
 from timegrain.tasks.setup import Schedule, is_first_process
 
@@ -57,9 +57,8 @@ def _changes(
             f"batch           still {now} videos: the order and the members of every further batch stay as they were"
         ]
         return lines
-    visit = state.get("batches_per_visit", 1)
-    seen = state["consumed"] * before // visit
-    left = moved["consumed"] * now // visit - seen if moved["epoch"] == state["epoch"] else 0
+    seen = visited(state)
+    left = visited(moved) - seen if moved["epoch"] == state["epoch"] else 0
     keep = ""
     if before % moved["world_size"] == 0:
         keep = (
