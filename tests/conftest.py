@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,17 @@ install_import_hook(
 )
 
 
+@contextmanager
+def same_priority() -> Iterator[None]:
+    """Undo what SVT-AV1, started by root, does to this thread: with real-time priority nobody else would run any more."""
+    policy = os.sched_getscheduler(0) if hasattr(os, "sched_getscheduler") else None
+    try:
+        yield
+    finally:
+        if policy is not None and os.sched_getscheduler(0) != policy:
+            os.sched_setscheduler(0, policy, os.sched_param(0))
+
+
 def make_video(
     path: Path,
     frames: np.ndarray,
@@ -47,8 +60,7 @@ def make_video(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     rate = Fraction(fps).limit_denominator(1001)
-    policy = os.sched_getscheduler(0) if hasattr(os, "sched_getscheduler") else None
-    with av.open(str(path), "w") as container:
+    with same_priority(), av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, options=options or {})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pix_fmt
@@ -62,9 +74,6 @@ def make_video(
                 frame.time_base = time_base
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    if policy is not None and os.sched_getscheduler(0) != policy:
-        # SVT-AV1, started by root, gives this thread real-time priority: for the rest of the tests nobody else would run.
-        os.sched_setscheduler(0, policy, os.sched_param(0))
     return path
 
 

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import make_video, moving_square
+from conftest import make_video, moving_square, same_priority
 from timegrain.data import torchcodec_reader
 from timegrain.data.decoding import Crop, VideoError, open_video, probe, short_reason
 from timegrain.data.pyav_reader import PyAVReader
@@ -215,7 +215,7 @@ def write(path: Path, kind: Kind) -> None:
     frames = np.concatenate([moving_square(60, *kind.size), moving_square(30, *kind.size, seed=5)])
     frames = (frames.astype(int) + rng.integers(0, 30, frames.shape)).clip(0, 255).astype(np.uint8)
     ticks = Fraction(1, 25 if kind.pts is None or kind.pts[0] < 0 else 100)
-    with av.open(str(path), "w", options=kind.container) as container:
+    with same_priority(), av.open(str(path), "w", options=kind.container) as container:
         stream = container.add_stream(kind.codec, rate=25, options=kind.options)
         stream.height, stream.width = kind.size
         stream.pix_fmt = kind.pix_fmt
