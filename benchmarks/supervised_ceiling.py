@@ -20,8 +20,9 @@ from jsonargparse import ArgumentParser
 from timegrain.data.transforms import AugmentConfig
 from timegrain.models.hub import save_weights
 from timegrain.optim import OptimConfig
-from timegrain.tasks.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
-from timegrain.tasks.setup import build_clips, build_encoder, resolve
+from timegrain.tasks.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig, clip_specs
+from timegrain.tasks.objective import build_encoder
+from timegrain.tasks.setup import build_clips, resolve
 from timegrain.tasks.supervised import train_supervised
 
 PARTS = {
@@ -49,14 +50,14 @@ def main() -> None:
     read = settings.instantiate(settings.parse_path(str(arguments.config)))
     data = replace(read.data, manifest=arguments.manifest, cache_folder=arguments.frames)
     run = replace(read.run, out=arguments.out, seed=arguments.seed)
-    data, model, run, manifest = resolve(data, read.model, read.objective, run)
+    data, model, objective, run, manifest = resolve(data, read.model, read.objective, run)
     labels = [row.label for row in manifest]
     if None in labels:
         raise SystemExit(f"{arguments.manifest} has training videos without a label, which supervised training needs")
     names = sorted(set(labels))
     classes = torch.tensor([names.index(label) for label in labels])
-    clips = build_clips(data, read.augment, manifest, run.seed, arguments.out)
-    config = replace(build_encoder(data, model, read.objective).config, heads=(), extra={"objective": "supervised"})
+    clips = build_clips(data, clip_specs(data, objective), read.augment, manifest, run.seed, arguments.out)
+    config = replace(build_encoder(data, model, objective).config, heads=(), extra={"objective": "supervised"})
     encoder = train_supervised(
         clips, config, len(names), lambda index, positions, steps: classes[index], steps=run.steps,
         batch_size=data.batch_size, optim=read.optim, seed=run.seed,

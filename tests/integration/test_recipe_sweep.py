@@ -1,4 +1,4 @@
-"""The sweep of recipes: folds of the training videos alone, one table, nothing made twice."""
+"""The scripts behind the reproduction log: the sweep of recipes, and the supervised ceiling."""
 
 from __future__ import annotations
 
@@ -12,15 +12,21 @@ import yaml
 
 from timegrain.cli import main
 from timegrain.data.manifest import Manifest
+from timegrain.models.hub import load_encoder
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "recipe_sweep.py"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def script(name: str):
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
 def recipe_sweep(monkeypatch):
-    spec = importlib.util.spec_from_file_location("recipe_sweep", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script("recipe_sweep")
 
     def run(*arguments: object) -> None:
         monkeypatch.setattr(sys, "argv", ["recipe_sweep.py", *map(str, arguments)])
@@ -82,3 +88,18 @@ def test_recipes_are_compared_without_the_test_videos(recipe_sweep, video_folder
     recipe_sweep(*arguments)
     assert (out / "sweep.md").read_text() == before
     assert before.count("| TeG-PS |") == 2
+
+
+def test_the_supervised_ceiling_is_trained_with_a_pretraining_configuration(manifest, tmp_path, monkeypatch, capsys):
+    config, out = tmp_path / "c.yaml", tmp_path / "run"
+    settings = {
+        "data": {"long_frames": 8, "long_stride": 2, "short_frames": 4, "short_stride": 2, "crop_size": 16,
+                 "batch_size": 4, "workers": 0, "cache": True},
+        "model": {"backbone": "r3d_tiny"}, "run": {"steps": 2, "accelerator": "cpu"},
+    }  # fmt: skip
+    config.write_text(yaml.safe_dump(settings))
+    arguments = [manifest, "--config", config, "--out", out, "--frames", tmp_path / "frames"]
+    monkeypatch.setattr(sys, "argv", ["supervised_ceiling.py", *map(str, arguments)])
+    script("supervised_ceiling").main()
+    assert load_encoder(out / "weights.safetensors").config.extra == {"objective": "supervised"}
+    assert list(tmp_path.glob("frames/*/frames.npy"))
