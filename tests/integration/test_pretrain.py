@@ -508,16 +508,29 @@ def test_kept_activations_and_layout_are_switches(manifest: Path, tmp_path: Path
     assert_close_weights(tmp_path / "plain", tmp_path / "last")
 
 
-@pytest.mark.slow
-def test_a_compiled_run_learns_the_same(manifest: Path, tmp_path: Path):
+# A program that compiles with one of PyTorch's backends, and refuses a network that does not come out as one graph.
+COMPILING = """
+import functools, sys, torch
+torch.compile = functools.partial(torch.compile, backend=sys.argv[1], fullgraph=True)
+from timegrain.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("backend", [
+    "eager",  # captures the network and runs what was captured
+    pytest.param("inductor", marks=[pytest.mark.slow, pytest.mark.timeout(1500)]),  # what users get: minutes on a CPU
+])  # fmt: skip
+def test_a_compiled_run_learns_the_same(backend: str, manifest: Path, tmp_path: Path):
     """In processes of their own: the shape checks that the tests install are not part of what users compile."""
     for name, options in (("plain", []), ("compiled", ["--run.compile=true"])):
         words = ["pretrain", f"--run.out={tmp_path / name}", *TINY, f"--data.manifest={manifest}", "--run.steps=2"]
-        words += ["--run.monitor_every_epochs=0", *SGD, *options]
-        done = subprocess.run(
-            [sys.executable, "-m", "timegrain.cli", *words], capture_output=True, text=True, timeout=280
-        )
+        words += ["--run.monitor_every_epochs=1", *SGD, *options]
+        done = subprocess.run([sys.executable, "-c", COMPILING, backend, *words], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+    losses = [[float(row["loss"]) for row in rows(tmp_path / name) if row["loss"]] for name in ("plain", "compiled")]
+    assert len(losses[0]) == 2
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert_close_weights(tmp_path / "plain", tmp_path / "compiled")
 
 

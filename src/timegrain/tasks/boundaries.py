@@ -48,6 +48,7 @@ from timegrain.tasks.boundary_setup import (
 from timegrain.tasks.config import TrainingConfig
 from timegrain.tasks.resuming import go_on
 from timegrain.tasks.setup import Schedule, build_cache, is_first_process, open_run
+from timegrain.tasks.switches import compiled
 from timegrain.tasks.training import TrainingTask, finish, fit, quieten
 
 # The whole picture, colours and sides as they are: the PC baseline trains without augmentation.
@@ -84,7 +85,7 @@ class BoundaryTask(TrainingTask):
     def compile_network(self) -> None:
         """Compile what turns clips into features, unless they are read from the disk."""
         if not self.detector.config.frozen:
-            self.detector.features.compile()
+            self.detector.features.forward = compiled(self.detector.features.forward)
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Colour and blur on the device: uint8 (B, T, C, H, W) to float (B, C, T, H, W)."""

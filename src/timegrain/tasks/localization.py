@@ -12,7 +12,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import seed_everything
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -37,6 +36,7 @@ from timegrain.tasks.floor_rows import ava_rows
 from timegrain.tasks.localization_scoring import LocalizationData, Scored, ToScore, score_localizer
 from timegrain.tasks.resuming import go_on
 from timegrain.tasks.setup import Schedule, build_loader, is_first_process, open_run, plan
+from timegrain.tasks.switches import compiled
 from timegrain.tasks.training import TrainingTask, fit, quieten
 
 _NOT_PROTOCOL = ("manifest", "people", "detector_weights", "workers", "max_failure_share")
@@ -75,7 +75,7 @@ class LocalizationTask(TrainingTask):
     def compile_network(self) -> None:
         """Compile the way to the feature maps, which is all that is called of the backbone."""
         backbone: Any = self.localizer.encoder.backbone
-        backbone.feature_maps = torch.compile(backbone.feature_maps)
+        backbone.feature_maps = compiled(backbone.feature_maps)
 
     def train(self, mode: bool = True) -> LocalizationTask:
         """As usual, but a frozen encoder stays in evaluation mode."""

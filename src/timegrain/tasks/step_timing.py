@@ -44,6 +44,7 @@ class TrainingStep:
     ) -> None:
         self.objective, self.specs, self.size, self.device = objective.to(device).train(), tuple(specs), size, device
         set_layout(objective, run)
+        self.is_compiled = run.compile  # for each batch size anew
         if run.compile:
             compile_backbones(objective)
         self.layout = torch.channels_last_3d if run.channels_last else torch.contiguous_format
@@ -77,6 +78,8 @@ def time_steps(step: TrainingStep, batch_size: int, seconds: float, at_least: in
     """Steps on random pixels, for about ``seconds`` after one that warms up; a single one where it alone takes longer."""
     first, timing = Timing(), Timing()
     clips, indices = step.of_noise(batch_size)
+    if step.is_compiled:
+        step(clips, indices)  # the compiler's time is no part of a step
     with first.once(step.device):
         step(clips, indices)
     if first.of_training(step.device)[0] > seconds:
@@ -109,6 +112,8 @@ class StepTime:
 def fit_step_time(step: TrainingStep, batch_size: int, seconds: float) -> StepTime:
     """Measure steps on few videos and lay a line through them; the whole batch is measured where time allows.
 
+    A compiled step is measured on the whole batch alone: another size would wait for the compiler again.
+
     Args:
         step: What is measured.
         batch_size: Of the run.
@@ -118,7 +123,7 @@ def fit_step_time(step: TrainingStep, batch_size: int, seconds: float) -> StepTi
     def time_of(videos: int, share: float) -> float:
         return statistics.median(time_steps(step, videos, share * seconds).of_training(step.device))
 
-    few = min(batch_size, 2 * max(step.objective.chunk_size or 1, 2))
+    few = batch_size if step.is_compiled else min(batch_size, 2 * max(step.objective.chunk_size or 1, 2))
     short = time_of(few, 0.2)
     # A step that warms up and two more of the larger batch should fit into what is left.
     more = min(batch_size, int(few * 0.8 * seconds / max(3 * short, 1e-9)))

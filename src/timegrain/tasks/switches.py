@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -20,7 +23,21 @@ def set_layout(module: nn.Module, run: TrainingConfig) -> None:
 
 
 def compile_backbones(module: nn.Module) -> None:
-    """Compile every backbone; it happens at the first call."""
+    """Compile every backbone, as :func:`compiled` says."""
     for part in module.modules():
         if isinstance(part, Backbone):
-            part.compile()
+            part.forward = compiled(part.forward)  # type: ignore[method-assign]
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, compiled at its first call with each shape; in inference mode it stays as it is.
+
+    A run trains on few shapes, those of its clips, and code for one shape is made sooner and runs faster than code for
+    any. Evaluation has batches of many sizes, each of which would wait for the compiler.
+    """
+    in_training = torch.compile(function, dynamic=False)
+
+    def call(*inputs: Any) -> Any:
+        return function(*inputs) if torch.is_inference_mode_enabled() else in_training(*inputs)
+
+    return call
