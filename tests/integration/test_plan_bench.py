@@ -90,6 +90,9 @@ def test_a_plan_refuses_what_the_run_would_refuse(manifest: Path, tmp_path: Path
     common = ["plan", *SMALL, f"--data.manifest={manifest}", f"--run.out={tmp_path}"]
     for options, words in (
         (["--data.batch_size=64", "--gpu=h100"], "do not fill one batch of 64"),
+        (["--data.batch_size=1", "--gpu=h100"], "nothing to contrast it with"),
+        (["--model.weights=no.safetensors", "--gpu=h100"], "no.safetensors does not exist"),
+        (["--seconds=0", "--gpu=h100"], "--seconds 0: more than 0"),
         (["--gpu=h10"], "Did you mean h100?"),
         (["--gpus=0", "--gpu=h100"], "--gpus must be at least 1"),
         (["--objective.name=byol", "--objective.alpha=0.5", "--gpu=h100"], "does not belong"),
@@ -131,7 +134,9 @@ def test_bench_prints_a_table_for_a_manifest_and_one_worker(manifest: Path, caps
     assert "1 workers" in told(said, "loading")
 
 
-def test_bench_says_what_is_wrong(tmp_path: Path, capsys):
+def test_bench_says_what_is_wrong(manifest: Path, tmp_path: Path, capsys):
+    assert main(["bench", str(manifest), *SMALL, "--model.weights=no.safetensors"]) == 2
+    assert "no.safetensors does not exist" in capsys.readouterr().err
     assert main(["bench", str(tmp_path / "nowhere")]) == 2
     assert "does not exist" in capsys.readouterr().err
     assert main(["bench", str(tmp_path)]) == 2

@@ -43,12 +43,9 @@ def parts(name: str, run: RunConfig, **model: Any):
     )
     torch.manual_seed(0)
     model_config = ModelConfig(backbone="r3d_tiny", head_hidden=32, head_layers=1, head_out=16, **model)
-    encoder = build_encoder(data, model_config, objective)
-    specs = clip_specs(data, objective)
-    module = build_objective(objective, encoder, specs)
-    module.chunk_size = run.chunk_size
-    encoder.backbone.checkpoint_stages |= run.checkpoint_activations
-    return module, specs, step_cost(encoder.config, name, specs, VIDEOS, run)
+    module, specs = build_objective(data, model_config, objective, run.chunk_size), clip_specs(data, objective)
+    module.encoder.backbone.checkpoint_stages |= run.checkpoint_activations
+    return module, specs, step_cost(module.encoder.config, name, specs, VIDEOS, run)
 
 
 def real_step(module: Any, specs: Any, mixed: bool = False) -> tuple[Ledger, int, dict[int, int]]:

@@ -22,7 +22,6 @@ from timegrain.models.weights import choose_device
 from timegrain.optim import OptimConfig
 from timegrain.progress import track
 from timegrain.tasks.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig, clip_specs
-from timegrain.tasks.objective import build_encoder
 from timegrain.tasks.pretrain import build_objective
 from timegrain.tasks.setup import fill_in, with_queue
 from timegrain.tasks.stages import DiskSpeed, LoadCost, Timing, augment_samples, hand_over, make_samples, read_files
@@ -107,9 +106,7 @@ def bench(
     clips = VideoClips(
         manifest, specs, data.sampler, data.crop_size, augment, run.seed, samples_per_visit=data.samples_per_visit
     )
-    encoder = build_encoder(data, replace(model, weights=None), objective)
-    module = build_objective(objective, encoder, specs)
-    module.chunk_size = run.chunk_size
+    module = build_objective(data, model, objective, run.chunk_size)
     step = TrainingStep(module, specs, data.crop_size, optim, run, device)
     found = measure(clips, step, data, device, seconds)
     report = summarise(found, data, device, default_workers(), broken)
@@ -180,7 +177,7 @@ def measure(clips: VideoClips, step: TrainingStep, data: DataConfig, device: tor
         yield "step"
         each = load.whole.mean_cpu + statistics.median(done["colour"].of_training(device)) + done["step"].per_video
         size = batch_size
-        while size > 2 and 3 * (size * each + done["step"].fixed) > 2 * budget["together"]:
+        while not step.is_compiled and size > 2 and 3 * (size * each + done["step"].fixed) > 2 * budget["together"]:
             size = max(2, size // 2)
         done["together"] = None
         if len(clips) >= size:

@@ -24,10 +24,9 @@ from timegrain.optim import OptimConfig
 from timegrain.tasks.budget import Loading, Range, cpu_batch_seconds, estimate, gpu_step_seconds, stated_loading
 from timegrain.tasks.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
 from timegrain.tasks.hardware import Gpu, find_gpu
-from timegrain.tasks.objective import build_encoder
 from timegrain.tasks.pretrain import build_objective
 from timegrain.tasks.run_plan import Plan, Rooms
-from timegrain.tasks.setup import build_clips, check_chunks, fill_in, resolve, with_queue
+from timegrain.tasks.setup import build_clips, check_batch, fill_in, resolve, with_queue
 from timegrain.tasks.setup import plan as schedule_of
 from timegrain.tasks.stages import LoadCost, augment_samples, make_samples
 from timegrain.tasks.step_cost import process_bytes, state_bytes, step_cost
@@ -84,6 +83,8 @@ def plan(
     for name, value in (("gpus", gpus), ("cores", cores), ("num-videos", num_videos)):
         if value is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}")
+    if not seconds > 0:
+        raise ValueError(f"--seconds {seconds:g}: more than 0 are needed")
     card = _card(gpu)
     before = run.devices * run.num_nodes * data.batch_size
     run = replace(_spread(run, gpus if card else 1), accelerator="cuda" if card else "cpu")
@@ -160,12 +161,13 @@ def make_plan(
     """
     data, run = rooms.data, rooms.run
     schedule = schedule_of(data, run, num_videos, data.samples_per_visit)
-    check_chunks(run.chunk_size, data.batch_size, rooms.model.head_norm)
-    # For a GPU only shapes are asked about; MoCo draws its queue by a generator that knows no meta device.
-    with torch.device("meta" if card and rooms.objective.name != "moco" else "cpu"):
-        encoder = build_encoder(data, replace(rooms.model, weights=None), rooms.objective)
-        module = build_objective(rooms.objective, encoder, rooms.specs)
-    module.chunk_size = run.chunk_size
+    check_batch(data.batch_size, schedule.global_batch, run.chunk_size, rooms.model.head_norm)
+    # For a GPU only shapes are asked about; MoCo draws its queue by a generator that knows no meta device, and weights
+    # have to be read to see whether they fit.
+    shapes_only = card is not None and rooms.objective.name != "moco" and rooms.model.weights is None
+    with torch.device("meta" if shapes_only else "cpu"):
+        module = build_objective(data, rooms.model, rooms.objective, run.chunk_size)
+    encoder = module.encoder
     state = state_bytes(module, rooms.optim, run.devices * run.num_nodes, run.precision.endswith("mixed"))
     cost = step_cost(encoder.config, rooms.objective.name, rooms.specs, data.batch_size, run)
     resident = float(resident_bytes())

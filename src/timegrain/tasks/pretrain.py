@@ -34,7 +34,7 @@ from timegrain.tasks.setup import (
     Schedule,
     build_clips,
     build_loader,
-    check_chunks,
+    check_batch,
     is_first_process,
     open_run,
     plan,
@@ -43,17 +43,27 @@ from timegrain.tasks.setup import (
 from timegrain.tasks.training import TrainingTask, finish, fit, quieten
 
 
-def build_objective(objective: ObjectiveConfig, encoder: VideoEncoder, specs: Sequence[ClipSpec]) -> Objective:
-    """The loss around an encoder.
+def build_objective(
+    data: DataConfig, model: ModelConfig, objective: ObjectiveConfig, chunk_size: int | None
+) -> Objective:
+    """The loss around its encoder, from settings that :func:`timegrain.tasks.setup.fill_in` has completed.
 
     Args:
-        objective: Completed settings.
-        encoder: With the heads that the objective needs.
-        specs: Shapes of the clips, to see whether the backbone leaves the time steps that are asked for.
+        data: Which clips.
+        model: Which network.
+        objective: Which loss.
+        chunk_size: Videos that go through the network at once; None is the whole batch.
 
     Raises:
         ValueError: If a setting is impossible.
     """
+    encoder = build_encoder(data, model, objective)
+    module = _around(encoder, objective, clip_specs(data, objective))
+    module.chunk_size = chunk_size
+    return module
+
+
+def _around(encoder: VideoEncoder, objective: ObjectiveConfig, specs: Sequence[ClipSpec]) -> Objective:
     temperature, momentum = objective.temperature or 0.0, objective.momentum or 0.0
     if objective.name == "teg":
         teg = TeG(encoder, objective.resolved_levels(), temperature)
@@ -165,15 +175,10 @@ def pretrain(
         out, {"data": data, "model": model, "objective": objective, "augment": augment, "optim": optim, "run": run}
     )
     seed_everything(run.seed, verbose=False)
-    encoder = build_encoder(data, model, objective)
-    specs = clip_specs(data, objective)
-    module = build_objective(objective, encoder, specs)
-    module.chunk_size = run.chunk_size
-    clips = build_clips(data, specs, augment, manifest, run.seed, out)
+    module = build_objective(data, model, objective, run.chunk_size)
+    clips = build_clips(data, clip_specs(data, objective), augment, manifest, run.seed, out)
     length = go_on(plan(data, run, len(clips), clips.samples_per_visit), run, resume)
-    if length.global_batch < 2:
-        raise ValueError("a batch of one video has nothing to contrast it with: --data.batch_size must be at least 2")
-    check_chunks(run.chunk_size, data.batch_size, model.head_norm)
+    check_batch(data.batch_size, length.global_batch, run.chunk_size, model.head_norm)
     if is_first_process():
         videos = f"{len(manifest):,} usable ({manifest.path})"
         print(describe(data, objective, optim, run, videos, module, length), file=sys.stderr)

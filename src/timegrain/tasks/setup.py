@@ -210,7 +210,7 @@ def open_run(out: Path, configs: dict[str, Any], command: str = "pretrain") -> P
     if path.exists() and holds_run:
         try:
             old = _flat(yaml.safe_load(path.read_text()))
-        except (yaml.YAMLError, AttributeError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
             raise ValueError(f"{path} is damaged: {error}; use another --run.out, or --run.restart true") from error
         new = _flat(values)
         old = {key: value for key, value in _NEW.items() if key in new} | old
@@ -293,12 +293,20 @@ def build_loader(
     )
 
 
-def check_chunks(chunk_size: int | None, batch_size: int, norms: bool) -> None:
-    """Refuse chunks that leave a batch norm a single video to take statistics of.
+def check_batch(batch_size: int, global_batch: int, chunk_size: int | None, norms: bool) -> None:
+    """Refuse batches without negatives, and chunks that leave a batch norm a single video to take statistics of.
+
+    Args:
+        batch_size: Of a process.
+        global_batch: Of all processes.
+        chunk_size: Videos that go through the network at once.
+        norms: Whether the heads have batch norms.
 
     Raises:
-        ValueError: If a chunk would be one video.
+        ValueError: If the batch or a chunk would be one video.
     """
+    if global_batch < 2:
+        raise ValueError("a batch of one video has nothing to contrast it with: --data.batch_size must be at least 2")
     if chunk_size is None or not norms or batch_size <= chunk_size:
         return
     smallest = min(rows.stop - rows.start for rows in chunk_rows(batch_size, chunk_size))
