@@ -15,8 +15,10 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, auto_cli
 
 _CONFIG_HELP = "A YAML file with any of these options, as --print_config writes it; what is typed beside it wins."
@@ -36,8 +38,11 @@ def run(command: Callable[..., Any], name: str, arguments: Sequence[str]) -> Any
 
     Raises:
         SystemExit: After ``--help`` (0) and after options that do not fit (2, one message on standard error).
+        ValueError: A configuration file is not YAML, or holds no options.
     """
     parameters = list(inspect.signature(command).parameters.values())
+    words = prepare(arguments, parameters, takes_config(command))
+    _check_configs(words)
 
     class Parser(_Parser):
         command_name = name
@@ -46,13 +51,28 @@ def run(command: Callable[..., Any], name: str, arguments: Sequence[str]) -> Any
 
     return auto_cli(
         command,
-        args=prepare(arguments, parameters, takes_config(command)),
+        args=words,
         config_help=_CONFIG_HELP,
         prog=f"timegrain {name}",
         description=described(command),
         parser_class=Parser,
         formatter_class=_Formatter,
     )
+
+
+def _check_configs(words: Sequence[str]) -> None:
+    """Refuse a file that is no configuration in words that name it, which the parser's do not."""
+    for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
+        option, _, value = word.partition("=")
+        file = Path(value or following)
+        if option != "--config" or not file.is_file():
+            continue
+        try:
+            values = yaml.safe_load(file.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(values, dict | None):
+            raise ValueError(f"{file} holds no options; `--print_config` writes a file that does")
 
 
 def takes_config(command: Callable[..., Any]) -> bool:
@@ -177,7 +197,7 @@ def _plain(message: str) -> str:
     value = re.search(r"(?:Got|Given) value: (.*)", message)
     fitting = re.findall(r"Expected an? (.+?)(?:\. Got value: .*)?$", message, re.MULTILINE)
     if not key or not value or not fitting:
-        return message
+        return re.sub(r'^Parser key "([\w.]+)":', r"--\1:", message)
     words = [re.sub(r"^(?:typing\.)?Literal\[(.*)\]$|^<class '(.*)'>$", r"\1\2", kind) for kind in fitting]
     names = {"NoneType": "null", "int": "a whole number", "float": "a number", "bool": "true or false"}
     choices = " or ".join(dict.fromkeys(names.get(word, word) for word in words))

@@ -59,6 +59,11 @@ def test_processes_share_the_batch_of_one_process(length, batch, world, seed, ep
     assert len(set(seen)) == len(seen) == length // (batch * world) * batch * world
 
 
+def test_a_batch_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="at least 1 video; the batch size is 0"):
+        EpochBatchSampler(8, 0)
+
+
 def test_epochs_differ_and_repeat():
     first, second, third = passes(loader(), 3)
     assert [{epoch for batch in one for epoch, _, _ in batch} for one in (first, second, third)] == [{0}, {1}, {2}]

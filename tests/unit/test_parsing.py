@@ -88,3 +88,30 @@ def test_a_value_that_does_not_fit_is_one_line(arguments, message, capsys):
         main(["embed", "a.mp4", "--weights", "w", "--out", "f.npz", *arguments])
     assert stopped.value.code == 2
     assert capsys.readouterr().err == f"timegrain embed: error: {message}See `timegrain embed --help`.\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a: [1, 2\n b: {", "is not YAML: "),
+        (b"\x80\x81", "is not YAML: "),
+        (b"- 1\n- 2\n", "holds no options"),
+        (None, "--config: File does not exist: "),
+    ],
+)
+@pytest.mark.parametrize(
+    "words", [["plan", "FILE"], ["embed", "--config=FILE"], ["embed", "--config", "FILE"]], ids=" ".join
+)
+def test_a_configuration_that_is_none_is_one_message_with_its_name(words, content, message, tmp_path, capsys):
+    file = tmp_path / "c.yaml"
+    if content is not None:
+        file.write_bytes(content)
+    try:
+        code = main([word.replace("FILE", str(file)) for word in words])
+    except SystemExit as stopped:
+        code = stopped.code
+    assert code == 2
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert message in first
+    assert "c.yaml" in first
+    assert rest in ([], [f"See `timegrain {words[0]} --help`."])

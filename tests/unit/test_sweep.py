@@ -64,7 +64,7 @@ def test_what_is_done_is_skipped_and_what_fails_is_named(tmp_path, capsys, monke
 
     monkeypatch.setattr("timegrain.tasks.sweep.subprocess.run", run)
     with pytest.raises(ValueError, match=r"1 of 2 jobs failed.*\n.*α = 0.5, seed 0: .*log.txt"):
-        sweep(file, out=tmp_path / "out", videos=tmp_path / "v.parquet")
+        sweep(file, out=tmp_path / "out", videos=tmp_path)
     assert len(asked) == 1  # the evaluation is not tried after a pre-training that failed
     assert "no such manifest" in (second.folder / "log.txt").read_text()
     assert "1 of 2 jobs done" in capsys.readouterr().out
@@ -115,6 +115,32 @@ def test_a_slurm_array_runs_one_job_per_task(tmp_path, capsys, monkeypatch):
 def test_a_file_that_is_no_sweep_is_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         load_sweep(write(tmp_path, **changes), tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is a folder; name a sweep's YAML file"),
+        (b"a: [1", "is not YAML"),
+        (b"\x80", "is not YAML"),
+        (b"- 1", "no sweep"),
+    ],
+)
+def test_what_is_no_file_of_a_sweep_is_named(tmp_path, content, message):
+    file = tmp_path / "sweep.yaml"
+    file.mkdir() if content is None else file.write_bytes(content)
+    with pytest.raises(ValueError, match=f"sweep.yaml .*{message}"):
+        load_sweep(file, tmp_path, tmp_path)
+
+
+def test_videos_that_are_not_there_are_told_before_any_job(tmp_path):
+    for named in (
+        {"videos": tmp_path / "no.parquet"},
+        {"videos": tmp_path, "manifests": {"p": tmp_path / "no.parquet"}},
+    ):
+        with pytest.raises(FileNotFoundError, match=r"no\.parquet does not exist"):
+            sweep(write(tmp_path), out=tmp_path / "out", **named)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_setting_may_pretrain_nothing_and_choose_its_evaluations(tmp_path):

@@ -40,6 +40,8 @@ class EpochBatchSampler(Sampler[list[Key]]):
     """
 
     def __init__(self, num_samples: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
+        if batch_size < 1:
+            raise ValueError(f"a batch has at least 1 video; the batch size is {batch_size}")
         if num_samples < batch_size * world_size:
             across = f" on each of {world_size} processes" if world_size > 1 else ""
             raise ValueError(

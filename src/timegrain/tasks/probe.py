@@ -224,7 +224,10 @@ def seed_of_run(source: str) -> int | None:
     config = _beside(source) / "config.yaml"
     if not Path(source).exists() or not config.exists():
         return None
-    seed = (yaml.safe_load(config.read_text()) or {}).get("run", {}).get("seed")
+    try:
+        seed = (yaml.safe_load(config.read_text()) or {}).get("run", {}).get("seed")
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
+        raise ValueError(f"{config}, beside the weights, is damaged: {' '.join(str(error).split())}") from error
     return int(seed) if seed is not None else None
 
 

@@ -116,6 +116,9 @@ def sweep(
         slurm: Write OUT/sweep.sbatch, an array of independent jobs, and run nothing.
         json: Print one JSON object about what is done.
     """
+    for path in (videos, eval_videos, *(manifests or {}).values()):
+        if path is not None and not path.exists():  # else every job would fail by itself
+            raise FileNotFoundError(f"{path} does not exist; the sweep's videos are a manifest (.parquet)")
     plan = load_sweep(file, videos, eval_videos or videos, manifests)
     plan = dataclasses.replace(plan, pretrain={**plan.pretrain, **(pretrain or {})}, seeds=seeds or plan.seeds)
     out = out or Path("runs") / file.stem
@@ -154,10 +157,11 @@ def load_sweep(
         ValueError: The file says something else than a sweep; the message names what.
     """
     if not file.is_file():
-        raise ValueError(f"{file} does not exist; configs/sweeps holds the paper's sweeps")
+        what = "is a folder" if file.is_dir() else "does not exist"
+        raise ValueError(f"{file} {what}; name a sweep's YAML file, such as the paper's in configs/sweeps")
     try:
         values = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
     names = [item.name for item in dataclasses.fields(Sweep)]
     needed = names[:5]
