@@ -266,7 +266,9 @@ def test_prepare_writes_shards_by_split(tmp_path, capsys):
     ]
     report = run_json(capsys, *words, "--out", tmp_path / "k.parquet")
     assert report["shards"]["shards"] == 2
+    assert report["packed_from"] is None
     small = run_json(capsys, *words, "--out", tmp_path / "small.parquet", "--short-side", "48")
+    shutil.rmtree(small["packed_from"])  # as its report says
     for name, answer, height in (("k", report, 96), ("small", small, 48)):
         manifest = Manifest.open(tmp_path / f"{name}.parquet")
         assert manifest.coverage["benchmark"] == "kinetics400"

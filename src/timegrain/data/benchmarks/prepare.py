@@ -67,7 +67,9 @@ def prepare(
     For fast training --short-side 256 re-encodes every video once, smaller and with a key frame every 12 frames (about
     0.4 of the decoding time at the same size); --frames stores every frame as a JPEG instead (about 0.15 of it, three
     times the bytes). Frame numbers and times stay what they were. --shards packs the videos (the re-encoded ones, if any)
-    into tar shards, in the folder OUT_shards beside OUT; `timegrain manifest pack` does so later.
+    into tar shards, in the folder OUT_shards beside OUT; `timegrain manifest pack` does so later. The re-encoded files stay
+    beside the shards, because how videos are spread over shards goes by their sizes: with them the same command goes on
+    after an interruption, and adds videos or changes the shards' size without re-encoding. Remove them once all is packed.
 
     Examples:
       timegrain prepare kinetics400 /data/k400 --annotations /data/k400/annotations --out k400.parquet
@@ -76,7 +78,8 @@ def prepare(
       timegrain prepare kinetics400 /data/k400 --annotations k400 --out small.parquet --short-side 256 --gop 12
 
     With --json, one object: benchmark, splits (listed, found and usable by split), missing_list, files, manifest,
-    broken, errors (reason by path), notes, and the benchmark's own facts (such as classes or label_map).
+    broken, errors (reason by path), notes, the benchmark's own facts (such as classes or label_map), and with --shards
+    shards and packed_from (the folder of re-encoded files).
 
     Args:
         benchmark: Which one: kinetics400, ucf101, hmdb51, vidsitu, gebd or ava-kinetics.
@@ -162,6 +165,7 @@ def prepare(
     }
     if shards:
         report["shards"] = shard_summary(rows)
+        report["packed_from"] = str(media) if encoding is not None else None
     if json:
         print(json_module.dumps(report))
     else:
@@ -181,4 +185,8 @@ def _print_report(report: Mapping[str, Any], folder: Path) -> None:
         print(f"written   {folder / name}")
     if "shards" in report:
         print_shards(report["shards"])
+        if report["packed_from"] is not None:
+            print(
+                f"kept      {report['packed_from']}: what the shards were packed from; remove it if no video is to come"
+            )
     print(f"manifest  {report['manifest']}")
