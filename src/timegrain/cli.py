@@ -25,26 +25,27 @@ COMMANDS: dict[str, Command] = {
     "pretrain": Command("timegrain.tasks.pretrain:pretrain", "pre-train TeG on a folder or manifest of videos"),
     "plan": Command("timegrain.tasks.planning:plan", "before a pre-training: what bounds it, hours, memory, CPU cores"),
     "bench": Command("timegrain.tasks.bench:bench", "disk, decoding, augmentation, model: which is the limit here"),
+    "doctor": Command("timegrain.tasks.doctor:doctor", "can this machine train? versions, decoders, devices, disk"),
+    "embed": Command("timegrain.tasks.embed:embed", "features of videos of any length, as Parquet"),
+    "similarity": Command("timegrain.tasks.embed:similarity", "a video's self-similarity matrix, as a picture"),
     "probe": Command("timegrain.tasks.probe:probe", "linear probe, kNN and retrieval on frozen features"),
+    "probe linear": Command(
+        "timegrain.tasks.online_probe:probe_linear", "linear evaluation, trained on augmented clips"
+    ),
+    "probe attentive": Command("timegrain.tasks.online_probe:probe_attentive", "a learned query on frozen time steps"),
     "probe vidsitu": Command("timegrain.tasks.vidsitu:probe_vidsitu", "verbs of VidSitu's events, frozen features"),
+    "finetune": Command(
+        "timegrain.tasks.finetune:finetune", "train a whole network on labels, from weights or scratch"
+    ),
     "finetune vidsitu": Command("timegrain.tasks.vidsitu:finetune_vidsitu", "verbs of VidSitu's events, whole network"),
-    "localize": Command("timegrain.tasks.localization:localize", "who does what in AVA-Kinetics: train, score"),
     "boundaries train": Command("timegrain.tasks.boundaries:train", "train a detector of event boundaries, score it"),
     "boundaries evaluate": Command(
         "timegrain.tasks.boundary_evaluation:evaluate", "F1 of a trained detector beside its floors"
     ),
     "boundaries find": Command("timegrain.tasks.boundary_find:find", "event boundaries of your videos, as csv or JSON"),
+    "localize": Command("timegrain.tasks.localization:localize", "who does what in AVA-Kinetics: train, score"),
     "sweep": Command("timegrain.tasks.sweep:sweep", "pre-train and evaluate settings x seeds; draw the figure"),
     "report": Command("timegrain.report.results_page:report", "results of many runs as one page and one table"),
-    "probe linear": Command(
-        "timegrain.tasks.online_probe:probe_linear", "linear evaluation, trained on augmented clips"
-    ),
-    "probe attentive": Command("timegrain.tasks.online_probe:probe_attentive", "a learned query on frozen time steps"),
-    "finetune": Command(
-        "timegrain.tasks.finetune:finetune", "train a whole network on labels, from weights or scratch"
-    ),
-    "embed": Command("timegrain.tasks.embed:embed", "features of videos of any length, as Parquet"),
-    "similarity": Command("timegrain.tasks.embed:similarity", "a video's self-similarity matrix, as a picture"),
     "manifest scan": Command("timegrain.data.scan:scan", "list a folder of videos into a manifest"),
     "manifest check": Command("timegrain.data.check:check", "decode what training would decode; report coverage"),
     "manifest shards": Command(
@@ -65,7 +66,6 @@ COMMANDS: dict[str, Command] = {
     "floors ava": Command("timegrain.tasks.floors:floors_ava", "AVA without a model: class prior"),
     "floors scenedetect": Command("timegrain.tasks.video_floors:floors_scenedetect", "boundaries: shot cuts"),
     "floors change": Command("timegrain.tasks.video_floors:floors_change", "boundaries: change of picture and motion"),
-    "doctor": Command("timegrain.tasks.doctor:doctor", "can this machine train? versions, decoders, devices, disk"),
     "model-info": Command("timegrain.models.info:model_info", "parameters, shapes and multiply-adds of a backbone"),
     "inflate-weights": Command(
         "timegrain.models.inflate:inflate_weights", "a network for videos from one for single frames (SimCLR)"

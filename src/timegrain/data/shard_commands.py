@@ -232,7 +232,7 @@ def print_shards(report: dict[str, Any]) -> None:
 def move(manifest: Path, *, to: str, out: Path, of: Path | None = None, json: bool = False) -> None:
     """Write a manifest for videos or shards that were copied elsewhere: to a bucket, a web server, another folder.
 
-    The beginning of every path, FOLDER, is replaced by TO; the rest stays. Everything else of the manifest is kept. The
+    The beginning of every path (--of) is replaced by --to; the rest stays. Everything else of the manifest is kept. The
     first video is opened at its new place, so that a wrong address is noticed now.
 
     Examples::
@@ -249,7 +249,7 @@ def move(manifest: Path, *, to: str, out: Path, of: Path | None = None, json: bo
 
     Raises:
         FileNotFoundError: If there is no such manifest.
-        ValueError: If a path doesn't begin with FOLDER, or the first video isn't at its new place.
+        ValueError: If a path doesn't begin with ``of``, or the first video isn't at its new place.
     """
     _check_out(out)
     if out.absolute() == manifest.absolute():
