@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json as json_module
 import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from timegrain.data.eventworld import write_world
+from timegrain.data.isolated import default_workers
 from timegrain.demo.jobs import Done, Job, plain, quiet_process, run_job, world_features
 from timegrain.demo.page import write_page
 from timegrain.demo.reading import FINE, INSIDE_CEILING, MIDDLE, PERSISTENT, PIXELS, PYRAMID, RANDOM, VIDEO_CEILING
@@ -59,7 +59,7 @@ def demo(
     started = time.time()
     num_train, num_test, steps = (320, 160, 120) if quick else (600, 400, 320)
     worlds = {seed + i: out / "worlds" / f"seed{seed + i}" for i in range(1 if quick else 3)}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = default_workers()
     spent: dict[str, float] = {}
     for number, world in worlds.items():
         write_world(world, num_train, number, "train", num_test_videos=num_test, workers=cores)

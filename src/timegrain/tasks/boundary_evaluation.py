@@ -28,8 +28,9 @@ from timegrain.models.weights import choose_device
 from timegrain.progress import track
 from timegrain.report.results import Result, Row, method_name, write_result
 from timegrain.tasks.boundary_config import BoundaryEvaluationConfig
-from timegrain.tasks.boundary_setup import choose_split, free_workers
+from timegrain.tasks.boundary_setup import choose_split
 from timegrain.tasks.floor_rows import GEBD_COLUMNS, gebd_row, gebd_rows
+from timegrain.tasks.setup import free_workers
 from timegrain.tasks.video_floors import Changes, Cuts
 
 METRICS = {name: name.replace("mean_f1", "mean F1").replace("f1@", "F1@") for name in GEBD_COLUMNS}

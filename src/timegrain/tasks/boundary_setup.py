@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +32,7 @@ from timegrain.models.weights import find_encoder
 from timegrain.sampling import ClipSpec
 from timegrain.tasks.boundary_config import BoundaryDataConfig, DetectorConfig
 from timegrain.tasks.config import TrainingConfig
-from timegrain.tasks.setup import Schedule
+from timegrain.tasks.setup import Schedule, free_workers
 
 Training = Literal["frozen", "finetune"]
 _TEST_SPLITS = ("val", "valnew", "test")
@@ -227,11 +226,6 @@ def _rows_in(paths: list[str], named: Any) -> Any:
     import numpy as np
 
     return np.array([path in named for path in paths], np.bool_)
-
-
-def free_workers(workers: int | None) -> int:
-    """The number asked for, else one per free core but one."""
-    return workers if workers is not None else max(0, len(os.sched_getaffinity(0)) - 1)
 
 
 def with_defaults(data: BoundaryDataConfig) -> BoundaryDataConfig:

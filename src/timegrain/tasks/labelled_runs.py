@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_module
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -36,7 +35,7 @@ from timegrain.tasks.classifier_config import BackboneConfig, ClassifierConfig, 
 from timegrain.tasks.config import TrainingConfig
 from timegrain.tasks.multiview import score_views, view_logits, write_view_logits
 from timegrain.tasks.resuming import go_on
-from timegrain.tasks.setup import Schedule, build_cache, build_loader, is_first_process, open_run, plan
+from timegrain.tasks.setup import Schedule, build_cache, build_loader, free_workers, is_first_process, open_run, plan
 from timegrain.tasks.training import fit, quieten
 
 Task = Literal["fine-tune", "from scratch", "linear probe", "attentive probe"]
@@ -235,7 +234,6 @@ def _resolve(task: Task, settings: Settings, manifest: Manifest) -> tuple[Settin
         if split not in splits:
             there = ", ".join(f"{key} ({count})" for key, count in splits.items()) or "none"
             raise ValueError(f"{data.manifest} has no split {split!r}; it has {there}. Name one with --data.{name}")
-    workers = data.workers if data.workers is not None else max(0, len(os.sched_getaffinity(0)) - 1)
     if settings.weights is not None:
         encoder = find_encoder(settings.weights)
         config = encoder.config
@@ -254,7 +252,7 @@ def _resolve(task: Task, settings: Settings, manifest: Manifest) -> tuple[Settin
     data = replace(
         data,
         split_test=split_test,
-        workers=workers,
+        workers=free_workers(data.workers),
         num_frames=data.num_frames or config.clip_num_frames,
         stride=data.stride or config.clip_stride,
         crop_size=data.crop_size or config.crop_size,

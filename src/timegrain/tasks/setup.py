@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence, Sized
@@ -21,6 +20,7 @@ from torch.utils.data import Dataset
 from timegrain.data.clip_dataset import ClipDataset
 from timegrain.data.clips import VideoClips
 from timegrain.data.frame_cache import FrameCache
+from timegrain.data.isolated import default_workers
 from timegrain.data.loading import EpochBatchSampler, ResumableLoader
 from timegrain.data.manifest import Manifest
 from timegrain.data.scan import scan
@@ -138,9 +138,14 @@ def fill_in(
     data, objective = with_defaults(data, objective)
     gpu = run.accelerator in ("cuda", "gpu") or (run.accelerator == "auto" and torch.cuda.is_available())
     backbone = model.backbone if model.backbone != "auto" else ("r3d50" if gpu else "r3d_tiny")
-    workers = data.workers if data.workers is not None else max(0, len(os.sched_getaffinity(0)) - 1)
-    data = replace(data, crop_size=data.crop_size or (224 if "50" in backbone else 112), workers=workers)
+    size = data.crop_size or (224 if "50" in backbone else 112)
+    data = replace(data, crop_size=size, workers=free_workers(data.workers))
     return data, replace(model, backbone=backbone), objective, run
+
+
+def free_workers(workers: int | None) -> int:
+    """The number asked for, else one per free core but one."""
+    return workers if workers is not None else default_workers() - 1
 
 
 def with_queue(objective: ObjectiveConfig, data: DataConfig, run: RunConfig, num_videos: int) -> ObjectiveConfig:
