@@ -55,8 +55,17 @@ def test_float32_and_bfloat16_inputs_are_scored_in_float32():
     short = F.normalize(torch.randn(600, 128, generator=generator), dim=1)
     long = F.normalize(torch.randn(900, 128, generator=generator), dim=1)
     positives = torch.arange(600)
-    exact = plain(short.double(), long.double(), positives, None, 0.1)
-    assert abs(float(info_nce(short, long, positives)[0] - exact)) < 1e-6
+    for temperature in (0.01, 0.1):  # at 0.01 scores lie up to 200 apart
+        pairs = [tuple(x.detach().to(dtype).requires_grad_() for x in (short, long)) for dtype in (None, torch.float64)]
+        single, exact = (
+            info_nce(*pairs[0], positives, None, temperature)[0],
+            plain(*pairs[1], positives, None, temperature),
+        )
+        assert float((single - exact).detach().abs()) < 1e-6 * max(1, float(exact.detach()))
+        found, expected = torch.autograd.grad(single, pairs[0]), torch.autograd.grad(exact, pairs[1])
+        for ours, theirs in zip(found, expected, strict=True):
+            assert float((ours - theirs).norm()) < 1e-6 * float(theirs.norm()) * max(1, 0.1 / temperature)
+    exact = exact.detach()
     low = info_nce(short.bfloat16(), long.bfloat16(), positives)[0]
     assert low.dtype == torch.float32
     assert abs(float(low - exact)) < 5e-3
