@@ -86,7 +86,7 @@ class LinearProbe:
             scores = {strength: float(hit) / len(labels) for strength, hit in zip(strengths, hits, strict=True)}
             best = strengths[min(range(len(strengths)), key=lambda i: (-hits[i], losses[i]))]
         everything = _Standardised(features, labels, num_classes)
-        return cls(everything.mean, everything.scale, everything.problem.solve(best, tolerance=2e-5), best, scores)
+        return cls(everything.mean, everything.scale, everything.problem.solve(best, tolerance=5e-5), best, scores)
 
     def logits(self, features: Float[Tensor, "videos features"]) -> Float[Tensor, "videos classes"]:
         """Class scores (N, C) of features that have not been standardised."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from timegrain.logistic import LogisticProblem
+from timegrain.logistic import LogisticFit, LogisticProblem
 from timegrain.probes import (
     LinearProbe,
     accuracy,
@@ -77,11 +77,43 @@ def test_gradient_vanishes_at_the_solution():
     assert float(bias.grad.abs().max()) < 1e-6
 
 
+@pytest.mark.parametrize(("n", "d", "l2"), [(900, 48, 1e-4), (400, 120, 1e-3), (90, 150, 1e-4)])
+def test_no_more_than_the_tolerance_is_left_to_gain(n, d, l2):
+    for seed in range(3):
+        features, labels = blobs(n, d, 6, seed, 2.0)
+        exact = LogisticProblem(features, labels, 6).solve(l2, tolerance=1e-10).objective
+        fit = LogisticProblem(features.float(), labels, 6).solve(l2, tolerance=5e-5)
+        assert fit.converged
+        assert fit.num_iterations < 300  # where classes are told apart without error, float32 can't see the minimum
+        found = objective(features, labels, fit.weight, fit.bias, l2)
+        assert found <= exact * (1 + 1e-4) + 2 * torch.finfo(torch.float32).eps
+
+
+def test_the_leading_directions_save_steps_and_the_minimum_stays():
+    features, labels = blobs(900, 64, 6, spread=2)
+    problem = LogisticProblem(features, labels, 6)
+    found = problem.solve(1e-4, tolerance=1e-10)
+    nothing = LogisticFit(torch.zeros_like(found.weight), torch.zeros_like(found.bias), 0.0, 0, False)
+    directly = problem.solve(1e-4, start=nothing, tolerance=1e-10)
+    assert found.num_iterations < directly.num_iterations
+    assert found.objective == pytest.approx(directly.objective, rel=1e-9)
+
+
+def test_the_features_are_left_as_they_are():
+    for n, d in ((30, 50), (50, 30)):
+        features, labels = blobs(n, d, 3)
+        before = features.clone()
+        LogisticProblem(features, labels, 3).solve(1e-2)
+        assert torch.equal(features, before)
+
+
 def test_constant_and_identical_features_do_not_break_the_solver():
     features = torch.ones(10, 4)
     labels = torch.tensor([0, 1] * 5)
-    fit = LogisticProblem(features, labels, 2).solve(1e-3)
-    assert fit.objective == pytest.approx(np.log(2), abs=1e-6)
+    for wide in (features, features.repeat(1, 5)):
+        fit = LogisticProblem(wide, labels, 2).solve(1e-3)
+        assert fit.objective == pytest.approx(np.log(2), abs=1e-6)
+        assert fit.weight.shape == (2, wide.shape[1])
     probe = LinearProbe.train(torch.cat([features, torch.randn(10, 2)], 1), labels, 2)
     assert torch.isfinite(probe.logits(features.new_ones(3, 6))).all()
 
