@@ -290,6 +290,7 @@ def test_reads_that_fail_are_no_end_of_the_file(web, parts, monkeypatch):
     """In the middle of decoding, too: the reason is the connection's, and the video is not decoded another way."""
     monkeypatch.setattr(source, "open_bytes", partial(open_bytes, block=8192, request=8192))
     monkeypatch.setattr(byte_ranges, "_KEPT", 16_384)
+    monkeypatch.setattr(source, "_MAX_KEPT", 0)
     path, failed_after, opened = remote(web, parts, "d.mp4"), [], 0
     for good in range(0, 60, 10):
         web.answers.clear()
@@ -305,6 +306,15 @@ def test_reads_that_fail_are_no_end_of_the_file(web, parts, monkeypatch):
         # All five tries, and nothing more was asked for after that
         assert (reason, len(web.answers)) == (_FIVE_TRIES, 0) or (not reason and len(web.answers) >= 5)
     assert opened > 6 - len(failed_after) > 0  # some failed in the walk, some in decoding, some not at all
+
+
+def test_what_the_walk_read_is_not_asked_for_again(web, parts):
+    with open_video(remote(web, parts, "d.mp4")) as reader:
+        web.asked.clear()
+        first = reader.frames([35, 5])
+        assert web.asked == []
+        reader._source._kept = ()  # as after a walk through more than is kept
+        assert reader.frames([35, 5]).equal(first)
 
 
 def test_other_protocols(tmp_path):

@@ -84,6 +84,16 @@ class Bits:
             raise Unsettled("a header is cut short")
         return (rest >> self._left) - 1
 
+    def skip_ue(self, count: int) -> None:
+        """Pass over ``count`` Exp-Golomb numbers."""
+        left = self._left
+        for _ in range(count):
+            rest = self._value & ((1 << left) - 1)
+            left = 2 * rest.bit_length() - left - 1
+            if left < 0:
+                raise Unsettled("a header is cut short")
+        self._left = left
+
     def se(self) -> int:
         """A signed Exp-Golomb number (H.264, 9.1.1)."""
         code = self.ue()
@@ -120,16 +130,16 @@ class OrderCount:
         return (self._period << 40) + high + low
 
 
-def length_prefixed(data: memoryview, width: int) -> Iterator[memoryview]:
+def length_prefixed(data: memoryview, width: int) -> list[memoryview]:
     """NAL units of a packet in which each is preceded by its length."""
-    position, end = 0, len(data)
+    position, end, units = 0, len(data), []
     while position < end:
-        size = int.from_bytes(data[position : position + width], "big")
-        position += width
-        if not size or position + size > end:
+        begin = position + width
+        position = begin + int.from_bytes(data[position:begin], "big")
+        if begin == position or position > end:
             raise Unsettled("the lengths inside a packet do not add up")
-        yield data[position : position + size]
-        position += size
+        units.append(data[begin:position])
+    return units
 
 
 def start_codes(data: memoryview) -> Iterator[memoryview]:

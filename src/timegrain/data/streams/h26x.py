@@ -7,7 +7,7 @@ Sources: ITU-T H.264 (7.3.1, 7.3.2.1, 7.3.3, 7.4.1), ITU-T H.265 (7.3.1, 7.3.2.3
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 from timegrain.data.streams.bits import Bits, OrderCount, Picture, Unsettled, length_prefixed, start_codes
 
@@ -19,7 +19,7 @@ class _Nal:
         # The configuration record begins with version 1, Annex B with zeros.
         self.width = (extradata[width_at] & 3) + 1 if len(extradata) > width_at and extradata[0] == 1 else 0
 
-    def units(self, data: memoryview) -> Iterator[memoryview]:
+    def units(self, data: memoryview) -> Iterable[memoryview]:
         return length_prefixed(data, self.width) if self.width else start_codes(data)
 
 
@@ -97,7 +97,7 @@ class H264:
         if not self._count_bits and self._frames_only:
             return self._number
         bits = Bits(bytes(unit[1:28]), emulation=True)
-        bits.ue(), bits.ue(), bits.ue()
+        bits.skip_ue(3)
         bits.u(self._frame_num_bits + 2 * self._planes)
         if not self._frames_only and bits.u(1):
             raise Unsettled("coded in fields")
@@ -118,12 +118,15 @@ class H264:
         """Facts about the next packet."""
         num_pictures, idr, disposable, place = 0, True, True, 0
         for unit in self._nal.units(data):
-            kind = unit[0] & 31
-            if kind in (1, 5):
+            header = unit[0]
+            kind = header & 31
+            if kind == 1 or kind == 5:
                 if self._sps is None or len(unit) < 2:
                     raise Unsettled("the stream does not begin with its parameters")
-                idr &= kind == 5
-                disposable &= not unit[0] & 0x60
+                if kind == 1:
+                    idr = False
+                if header & 0x60:
+                    disposable = False
                 if unit[1] & 0x80:  # first_mb_in_slice = 0
                     num_pictures += 1
                     place = self._place(unit)

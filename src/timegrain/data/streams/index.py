@@ -161,7 +161,7 @@ def read_index(packets: Iterable[Any], codec: str, extradata: bytes) -> PacketIn
         codec: FFmpeg's name of the codec.
         extradata: The codec's configuration as the container gives it.
     """
-    rows: list[tuple[int, int, int, int, int]] = []
+    rows: list[tuple[int | None, ...]] = []
     pictures: list[Picture] = []
     discarded: list[bool] = []
     keys: list[int] = []
@@ -173,31 +173,26 @@ def read_index(packets: Iterable[Any], codec: str, extradata: bytes) -> PacketIn
             reason = str(error)
         except IndexError:
             reason = "the codec's configuration is cut short"
-    for packet in packets:
-        pts, dts, position = packet.pts, packet.dts, packet.pos
-        rows.append(
-            (
-                UNKNOWN if pts is None else pts,
-                UNKNOWN if dts is None else dts,
-                packet.duration or 0,
-                packet.size,
-                -1 if position is None else position,
-            )
-        )
+    for number, packet in enumerate(packets):
+        rows.append((packet.pts, packet.dts, packet.duration, packet.size, packet.pos))
         if packet.is_keyframe:
-            keys.append(len(rows) - 1)
+            keys.append(number)
         if parser is not None:
             try:
-                if packet.has_sidedata("new_extradata"):
-                    raise Unsettled("the stream changes its parameters")
+                for extra in packet.iter_sidedata():  # hardly a packet has any, and asking for a kind costs more
+                    if extra.data_type == "new_extradata":
+                        raise Unsettled("the stream changes its parameters")
                 pictures.append(parser.read(memoryview(packet)))
             except Unsettled as error:
                 parser, reason = None, str(error)
             except IndexError:
                 parser, reason = None, "a header is cut short"
             discarded.append(packet.is_discard)
-    table = np.array(rows, dtype=np.int64).reshape(-1, 5)
-    ticks, decoding_ticks, durations, sizes, positions = np.ascontiguousarray(table.T)
+    columns = zip(*rows, strict=True) if rows else [()] * 5
+    ticks, decoding_ticks, durations, sizes, positions = (
+        np.array([missing if value is None else value for value in column], np.int64)
+        for column, missing in zip(columns, (UNKNOWN, UNKNOWN, 0, 0, -1), strict=True)
+    )
     order: Int64 | None = None
     display, shown = np.arange(len(rows)), np.zeros(0, bool)
     if parser is not None:

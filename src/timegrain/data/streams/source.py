@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import av
@@ -30,6 +30,7 @@ _OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _CONTAINERS}
 _ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC: the cover of a sound file
 _MAX_SKIP = 100  # packets that are read and passed over rather than sought
 _MAX_PIXELS = 1 << 27  # of one picture; more is an attack or a broken header
+_MAX_KEPT = 1 << 24  # bytes of packets that stay in memory after the walk, to be decoded
 
 
 class UnexpectedPacket(Exception):
@@ -62,6 +63,7 @@ class PacketSource:
     """
 
     _container: Any = None  # None when closed
+    _kept: Sequence[Any] = ()  # all packets, if this source walked through them and they are few
 
     def __init__(self, path: str, file: RangeFile | None = None) -> None:
         self.path = path
@@ -143,7 +145,7 @@ class PacketSource:
     def _close_container(self) -> None:
         if self._container is not None:
             self._container.close()
-            self._container = None
+            self._container, self._kept = None, ()
 
     @property
     def is_open(self) -> bool:
@@ -165,15 +167,22 @@ class PacketSource:
 
     def _walk(self) -> PacketIndex:
         """Read all packets once."""
-        walked: list[int] = []  # its length tells how far the walk came
+        num_packets = num_bytes = 0
+        kept: list[Any] = []
 
         def whole_packets() -> Iterator[Any]:
+            nonlocal num_packets, num_bytes
             for packet in self._packets:
                 if packet.is_corrupt:
-                    raise VideoError(self.path, f"cut off or damaged at packet {len(walked)}")
-                if not walked and packet.has_sidedata("encryption_info"):
+                    raise VideoError(self.path, f"cut off or damaged at packet {num_packets}")
+                if not num_packets and packet.has_sidedata("encryption_info"):
                     raise VideoError(self.path, "encrypted")
-                walked.append(packet.size)
+                num_packets += 1
+                num_bytes += packet.size
+                if num_bytes <= _MAX_KEPT:
+                    kept.append(packet)
+                else:
+                    kept.clear()
                 yield packet
 
         try:
@@ -183,11 +192,11 @@ class PacketSource:
             raise
         except AV_FAILURES as error:
             self.check_reads()
-            reason = f"cut off or damaged after packet {len(walked)}: {short_reason(error)}"
+            reason = f"cut off or damaged after packet {num_packets}: {short_reason(error)}"
             raise VideoError(self.path, reason) from error
         self.check_reads()
-        self._next = len(walked)
-        if not walked:
+        self._next, self._kept = num_packets, kept
+        if not num_packets:
             raise VideoError(self.path, "no frame in its video stream")
         return index
 
@@ -201,7 +210,9 @@ class PacketSource:
     def go_to(self, number: int) -> None:
         """Let the packet of this number be the next one. The decoder forgets what it holds."""
         is_far = self._next > number or (number - self._next > _MAX_SKIP and self.is_indexed)
-        if is_far and not self._seek(number if self.is_indexed else 0):
+        if self._kept:
+            self._packets, self._next = iter(self._kept[number:]), number
+        elif is_far and not self._seek(number if self.is_indexed else 0):
             self.rewind()
         self.skip_to(number)
         self.decoder.flush_buffers()
