@@ -158,7 +158,12 @@ def _operations(steps: Sequence[Step], width: int) -> list[Callable[[Image], Non
 def _brighten(pixels: Image, factor: np.float32) -> None:
     np.multiply(pixels, factor, out=pixels)
     if factor > 1:
-        np.clip(pixels, 0, 1, out=pixels)
+        _cut_above_one(pixels)
+
+
+def _cut_above_one(pixels: Image) -> None:
+    """Clip to [0, 1] what is nowhere below 0; quicker than np.clip."""
+    cv2.threshold(pixels, 1, 1, cv2.THRESH_TRUNC, dst=pixels)
 
 
 def _change_hsv(pixels: Image, turn: NDArray[np.float64], limits: NDArray[np.float32] | None) -> None:
@@ -193,7 +198,8 @@ class _Finish:
         if self.blur:
             # A constant border is zeros here.
             cv2.sepFilter2D(pixels, -1, self.kernel, self.kernel, dst=self.blurred, borderType=cv2.BORDER_CONSTANT)
-            pixels = np.clip(self.blurred, 0, 1, out=self.blurred)
+            pixels = self.blurred
+            _cut_above_one(pixels)
         if self.solarize:
             np.minimum(pixels, 1 - pixels, out=pixels)
         if self.grayscale:
