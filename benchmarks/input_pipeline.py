@@ -19,6 +19,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from torch.utils.data._utils import worker
 
 import media
 import peers
@@ -210,29 +211,34 @@ def stages(path: Path, rounds: int) -> list[Row]:
 
     def staged(number: int) -> None:
         KNOWN.clear()
-        plan, clock = drawn[number], _Clock()
+        plan = drawn[number]
+        top, left = min(c.top for c in plan.crops), min(c.left for c in plan.crops)
+        crop = max(c.top + c.height for c in plan.crops), max(c.left + c.width for c in plan.crops)
+        box = type(plan.crops[0])(top, left, crop[0] - top, crop[1] - left)
+        where: dict[int, list[tuple[int, int]]] = {}
+        for clip, indices in enumerate(plan.indices):
+            for place, frame_number in enumerate(indices.tolist()):
+                where.setdefault(frame_number, []).append((clip, place))
+        clock = _Clock()
         with PyAVReader(str(path)) as reader:
             clock("open: read all packets, find the frames")
-            top, left = min(c.top for c in plan.crops), min(c.left for c in plan.crops)
-            crop = max(c.top + c.height for c in plan.crops), max(c.left + c.width for c in plan.crops)
-            box = type(plan.crops[0])(top, left, crop[0] - top, crop[1] - left)
-            union, inverse = np.unique(np.concatenate(plan.indices), return_inverse=True)
-            decoded = [frame for _, frame in reader._decode(union)]
-            clock("decode")
-            frames = np.stack([reader._rgb(frame, box).copy() for frame in decoded])
-            del decoded
-            clock("convert to RGB")
-        ends = np.cumsum([len(indices) for indices in plan.indices])[:-1]
-        moved = tuple(c._replace(top=c.top - top, left=c.left - left) for c in plan.crops)
-        inside = ClipsPlan(plan.indices, moved, plan.flips, plan.augmentations)
-        clips = [_cut(frames, places, inside, clip) for clip, places in enumerate(np.split(inverse, ends))]
-        clips = [torch.from_numpy(clip).permute(0, 3, 1, 2) for clip in clips]
-        clock("cut, resize, mirror")
-        sample = {"long": clips[0], "short": clips[1], "failures": []}
-        for tensor in collate([sample]).values():
-            if isinstance(tensor, torch.Tensor):
-                tensor.share_memory_()
-        clock("hand over: stack, shared memory")
+            arrays = [np.empty((len(indices), SIZE, SIZE, 3), np.uint8) for indices in plan.indices]
+            for frame_number, frame in reader._decode(np.array(sorted(where))):
+                clock("decode")
+                picture = reader._rgb(frame, box)
+                clock("convert to RGB")
+                for clip, place in where[frame_number]:
+                    c = plan.crops[clip]
+                    part = picture[c.top - top :, c.left - left :][: c.height, : c.width]
+                    resize_pictures(part[None], arrays[clip][place, None], flip=plan.flips[clip])
+                clock("cut, resize, mirror")
+        clock("decode")
+        clips = [torch.from_numpy(array).permute(0, 3, 1, 2) for array in arrays]
+        worker._worker_info = object()  # as in a loading worker, which stacks into memory that is shared
+        batch = collate([{"long": clips[0], "short": clips[1], "failures": []}])
+        worker._worker_info = None
+        assert batch["long"].is_shared()
+        clock("hand over: stack into shared memory")
         for clip, augmentation in zip(clips, plan.augmentations, strict=True):
             still = Augmentation.collate([augmentation])
             apply_augmentation(clip[None], Augmentation(*_fields(still, blur_sigma=np.zeros(1, np.float32))))
@@ -267,7 +273,7 @@ class _Clock:
 
     def __call__(self, name: str) -> None:
         now = time.process_time()
-        self.spent[name] = now - self._last
+        self.spent[name] = self.spent.get(name, 0) + now - self._last
         self._last = time.process_time()
 
 

@@ -371,3 +371,13 @@ def test_stacked_clips_keep_their_memory_layout():
     assert stacked.permute(0, 1, 3, 4, 2).is_contiguous()
     assert to_model_input(stacked).is_contiguous()
     assert torch.equal(to_model_input(stacked), to_model_input(stacked.contiguous()))
+
+
+def test_a_worker_stacks_into_shared_memory(monkeypatch):
+    clips = [random_frames(seed, 3, 10, 12) for seed in range(4)]
+    here = stack_clips(clips)
+    monkeypatch.setattr(torch.utils.data._utils.worker, "_worker_info", object())
+    assert stack_clips(clips).is_shared()
+    assert not here.is_shared()
+    assert torch.equal(stack_clips(clips), here)
+    assert stack_clips(clips).permute(0, 1, 3, 4, 2).is_contiguous()

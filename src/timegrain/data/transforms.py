@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import cv2
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from timegrain.data.colour import NEUTRAL, Augmentation, change_colours
 from timegrain.data.colour_cpu import change_colours_on_cpu
@@ -376,8 +377,11 @@ def apply_augmentation(clips: Tensor, augmentation: Augmentation) -> Tensor:
 
 
 def stack_clips(clips: Sequence[Tensor]) -> Tensor:
-    """Clips uint8 (T, C, H, W) -> (B, T, C, H, W), channels-last memory kept; a fifth of the time of torch.stack."""
-    return torch.stack([clip.permute(0, 2, 3, 1) for clip in clips]).permute(0, 1, 4, 2, 3)
+    """Clips uint8 (T, C, H, W) -> (B, T, C, H, W), channels-last memory kept; a fifth of the time of torch.stack.
+
+    In a loading worker they go straight into memory that is shared with the training process.
+    """
+    return cast(Tensor, default_collate([clip.permute(0, 2, 3, 1) for clip in clips])).permute(0, 1, 4, 2, 3)
 
 
 def to_model_input(clips: Tensor) -> Tensor:
