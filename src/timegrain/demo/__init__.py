@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from timegrain.data.eventworld import write_world
+from timegrain.data.eventworld import world_config, write_world
 from timegrain.data.isolated import default_workers
 from timegrain.demo.jobs import Done, Job, plain, quiet_process, run_job, world_features
 from timegrain.demo.page import write_page
@@ -36,7 +36,7 @@ METHODS = (
 
 
 def demo(
-    *, out: Path = Path("runs/demo"), quick: bool = False, pyramid: bool = False, seed: int = 3, json: bool = False
+    *, out: Path = Path("runs/demo"), quick: bool = False, pyramid: bool = False, seed: int = 6, json: bool = False
 ) -> None:
     """Generate videos, pre-train at several granularities, evaluate, and write one page about it.
 
@@ -57,12 +57,14 @@ def demo(
         json: Print the results as one JSON object.
     """
     started = time.time()
-    num_train, num_test, steps = (320, 160, 120) if quick else (600, 400, 320)
+    num_train, num_test, steps = (320, 160, 120) if quick else (600, 400, 200)
     worlds = {seed + i: out / "worlds" / f"seed{seed + i}" for i in range(1 if quick else 3)}
     cores = default_workers()
     spent: dict[str, float] = {}
     for number, world in worlds.items():
-        write_world(world, num_train, number, "train", num_test_videos=num_test, workers=cores)
+        write_world(
+            world, num_train, number, "train", config=world_config("calm"), num_test_videos=num_test, workers=cores
+        )
     spent["generating videos"] = time.time() - started
     mark = time.time()
     parts = [(number, split) for number in worlds for split in ("train", "test")]

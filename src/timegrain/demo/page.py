@@ -126,7 +126,7 @@ def _method(facts: Mapping[str, Any]) -> list[str]:
         f"{facts['train']} to learn from and {facts['test']} others to be tested on{' in each' if several else ''}. Each "
         "video shows a troupe of ellipses on a textured ground: the ground's texture (9 classes) lasts as long as the "
         "video, the ellipses' posture (8 classes) changes from event to event, and a video has 2 to 8 events of varying "
-        "length. Light, gain, position and direction of the texture wander and mean nothing.",
+        "length. Light, gain, position and direction of the texture wander a little and mean nothing.",
         f"The same small R3D was pre-trained without labels for {facts['steps']} steps with three weights α of the "
         f"fine-grained loss: 0 (TeG-PS, persistent), 0.5, and 0.9 (TeG-FG){pyramid}. Linear probes on the frozen features "
         "then guess the class of every event, find the boundaries between events, and guess the class of the video, from "
