@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2
 
 from conftest import make_video, moving_square
 from timegrain.cli import main
@@ -120,3 +121,30 @@ def test_what_is_wrong_is_said_in_one_message_before_training(ava, tmp_path, cap
     assert run(ava, tmp_path / "run", *more) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("run/*.safetensors"))
+
+
+@pytest.mark.slow
+def test_people_are_found_by_torchvisions_detector(ava, tmp_path):
+    """Random weights that take everything for a person: what matters is the way from its boxes to the score."""
+    torch.manual_seed(0)
+    detector = fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None)
+    with torch.no_grad():
+        detector.roi_heads.box_predictor.cls_score.bias[1] = 20
+    torch.save(detector.state_dict(), tmp_path / "detector.pth")
+    out = tmp_path / "run"
+    options = ["--data.people=null", f"--data.detector_weights={tmp_path}/detector.pth"]
+    options += ["--data.min_person_score=0"]
+    assert run(ava, out, *options) == 0
+    with (out / "people.csv").open() as file:
+        rows = list(csv.reader(file))
+    assert {row[0] for row in rows} == {"k3", "k4"}
+    x1, y1, x2, y2, scores = torch.tensor([[float(value) for value in row[2:]] for row in rows]).T
+    assert all(((part >= 0) & (part <= 1)).all() for part in (x1, y1, x2, y2, scores))
+    assert (x1 <= x2).all()
+    assert (y1 <= y2).all()
+    assert len((out / "detections.csv").read_text().splitlines()) == len(NAMES) * len(rows)
+    scores_of_first = read_result(out / "result.json").rows[0].scores
+    (tmp_path / "detector.pth").write_bytes(b"")  # kept boxes need no detector
+    (out / "result.json").unlink()
+    assert run(ava, out, *options) == 0
+    assert read_result(out / "result.json").rows[0].scores == scores_of_first
