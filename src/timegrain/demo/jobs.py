@@ -32,8 +32,8 @@ from timegrain.tasks.supervised import train_supervised
 
 LONG, SHORT = ClipSpec(16, 4), ClipSpec(8, 2)
 CROP, BATCH = 24, 32
-# Pictures of 24 pixels: a stem that halves them leaves the blocks too little to begin with. With it, and at a temperature of
-# 0.1, many runs stand still for a third of their steps (docs/reproduction.md, "What seeds decided").
+# In pictures of 24 pixels a stem that halves them leaves the blocks too little to begin with. With it, and at a temperature
+# of 0.1, many runs stand still for a third of their steps (docs/reproduction.md, "What seeds decided").
 NETWORK = {"stem_spatial_stride": 1}
 TEMPERATURE = 0.2
 FEATURE_STRIDE = 2  # source frames between the frames that features are taken from
