@@ -57,7 +57,7 @@ def demo(
         json: Print the results as one JSON object.
     """
     started = time.time()
-    num_train, num_test, steps = (320, 160, 120) if quick else (600, 400, 200)
+    num_train, num_test, steps = (320, 160, 120) if quick else (600, 400, 170)
     worlds = {seed + i: out / "worlds" / f"seed{seed + i}" for i in range(1 if quick else 3)}
     cores = default_workers()
     spent: dict[str, float] = {}
