@@ -147,8 +147,9 @@ class Done:
 
 
 def _record(job: Job) -> dict[str, Any]:
-    """A job as JSON holds it; its folders may move."""
-    return {name: value for name, value in dataclasses.asdict(job).items() if name not in ("world", "out")}
+    """A job and its recipe as JSON holds them; folders may move. Another recipe's result is none of this job's."""
+    known = {name: value for name, value in dataclasses.asdict(job).items() if name not in ("world", "out")}
+    return {**known, "network": NETWORK, "temperature": TEMPERATURE}
 
 
 def run_job(job: Job) -> Done:
