@@ -84,7 +84,7 @@ def appended(path: str | os.PathLike[str]) -> Iterator[TextIO]:
         raise _unwritten(path, reason) from error
 
 
-def remove_leftovers(folder: str | os.PathLike[str], stem: str = "*") -> None:
+def remove_leftovers(folder: str | os.PathLike[str], stem: str = "*", *, alone: bool = False) -> None:
     """Remove the temporary files of processes that were killed while they wrote into a folder.
 
     Those of processes that still run stay. Of other machines, whose processes cannot be seen from here, those go that
@@ -93,6 +93,8 @@ def remove_leftovers(folder: str | os.PathLike[str], stem: str = "*") -> None:
     Args:
         folder: Where to look, without its subfolders; it need not exist.
         stem: Of the files that were to be written, a pattern.
+        alone: No other process of this machine writes here, so all of this machine's go. A killed process lets its lock
+            go before it is gone from the list of those that run.
     """
     for path in Path(folder).glob(f".{stem}.part*"):
         found = _TEMPORARY.fullmatch(path.name)
@@ -100,7 +102,7 @@ def remove_leftovers(folder: str | os.PathLike[str], stem: str = "*") -> None:
             continue
         pid, node = int(found[1]), found[2]
         if node == _NODE:
-            is_left = pid == os.getpid() or not _runs(pid)
+            is_left = alone or pid == os.getpid() or not _runs(pid)
         else:
             is_left = path.exists() and time.time() - path.stat().st_mtime > _DAY
         if is_left:
@@ -127,8 +129,9 @@ def _runs(pid: int) -> bool:
 def alone_in(folder: str | os.PathLike[str]) -> Iterator[None]:
     """One process at a time, of all that name the same folder, is inside the block; others wait and say so.
 
-    For what many processes need and one makes, and must look again once it is inside. The system lets go when a process
-    ends, however it ends. Where a system knows no locks nobody waits: files are whole there too, but made twice.
+    For what many processes need and one makes, and must look again once it is inside. What a killed one left half
+    written is gone by then. The system lets go when a process ends, however it ends. Where a system knows no locks nobody
+    waits: files are whole there too, but made twice.
 
     Args:
         folder: Made if needed.
@@ -140,16 +143,24 @@ def alone_in(folder: str | os.PathLike[str]) -> Iterator[None]:
     except OSError as error:
         raise OSError(f"{folder} cannot be written to: {error.strerror or error}") from error
     with lock:
-        if fcntl is not None:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"another process is filling {folder}: waiting for it", file=sys.stderr)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            except OSError as error:
-                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
-                    raise
+        remove_leftovers(folder, alone=_wait_for(lock, folder))
         yield
+
+
+def _wait_for(lock: TextIO, folder: Path) -> bool:
+    """Take a lock; whether this system has locks."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"another process is filling {folder}: waiting for it", file=sys.stderr)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+            raise
+        return False
+    return True
 
 
 def read_journal(path: Path) -> Iterator[dict[str, Any]]:

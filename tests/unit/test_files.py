@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from timegrain import files
 from timegrain.files import atomic_path, read_journal
 
 
@@ -59,6 +60,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path):
 def test_writers_that_meet_a_limit(writer: str, tmp_path: Path):
     code = """
 import resource, sys, torch
+from timegrain import files
 from timegrain.files import atomic_path, read_journal
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 with atomic_path(sys.argv[2]) as path:
@@ -83,3 +85,26 @@ def test_a_journal_is_read_up_to_what_an_interruption_cut(tmp_path: Path):
     assert list(read_journal(path)) == []
     path.write_text('\n{"a": 1}\n[2]\n{"a": 2, "b\n{"a": 3}\n')
     assert list(read_journal(path)) == [{"a": 1}, {"a": 3}]
+
+
+def test_who_is_alone_in_a_folder_finds_nothing_half_written(monkeypatch, tmp_path: Path):
+    """Also where who was killed is still listed as running: its lock goes before it does."""
+    with files.atomic_path(tmp_path / "made.npy") as mine:
+        mine.touch()
+        listed = tmp_path / mine.name.replace(f".{os.getpid()}@", f".{os.getppid()}@")
+    elsewhere = tmp_path / f".made.{os.getppid()}@another machine.part.npy"
+    for path in (listed, elsewhere):
+        path.touch()
+    files.remove_leftovers(tmp_path)
+    assert listed.exists()  # it may be writing
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    with monkeypatch.context() as without_locks:
+        without_locks.setattr(files.fcntl, "flock", no_locks)
+        with files.alone_in(tmp_path):
+            assert listed.exists()
+    with files.alone_in(tmp_path):
+        assert not listed.exists()
+        assert elsewhere.exists()

@@ -21,7 +21,7 @@ from torch import Tensor
 from timegrain.data.decoding import Crop, VideoError, open_video
 from timegrain.data.location import file_state, shown
 from timegrain.data.manifest import Manifest
-from timegrain.files import alone_in, atomic_path, remove_leftovers
+from timegrain.files import alone_in, atomic_path
 from timegrain.progress import track
 
 
@@ -111,7 +111,6 @@ class FrameCache:
         with suppress(DamagedCacheError):
             return cls(target)  # somebody else's too, where nothing can be written
         with alone_in(target):
-            remove_leftovers(target)
             if (target / "index.json").exists():
                 try:
                     return cls(target)
