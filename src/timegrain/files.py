@@ -15,10 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -149,7 +147,7 @@ def alone_in(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 def _wait_for(lock: TextIO, folder: Path) -> bool:
     """Take a lock; whether this system has locks."""
-    if fcntl is None:
+    if sys.platform == "win32":
         return False
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
