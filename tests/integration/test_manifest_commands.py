@@ -246,6 +246,7 @@ def test_labels_from_a_csv(folder, tmp_path, capsys):
         (["nowhere", "--out", "m.parquet"], "nowhere is no folder"),
         ([".", "--out", "m.parquet"], "no video (a file with the ending of one; --all-files tries every file) in"),
         ([".", "--out", "."], "is a folder; name the manifest file"),
+        ([".", "--out", "m.txt"], "a manifest's name ends in .parquet, such as m.parquet"),
         ([".", "--out", "m.parquet", "--workers", "0"], "at least one process"),
         ([".", "--out", "m.parquet", "--labels", "none.csv", "--all-files"], "no label file at none.csv"),
     ],

@@ -138,3 +138,15 @@ def test_who_waits_takes_over_from_one_that_is_killed(kind, manifest, tmp_path, 
     assert opened == (NUM_VIDEOS if kind == "frames" else NUM_VIDEOS - 3)
     assert torch.equal(values, MAKERS[kind][0](Manifest.open(manifest).select(), tmp_path / "alone"))
     assert not left_over(tmp_path / "cache")
+
+
+def test_a_disk_that_is_too_small_is_a_message_and_not_a_dead_process(manifest, tmp_path, monkeypatch):
+    """Writing to a mapped file beyond the disk's room would kill the process, so the room is taken first."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match=r"frames\.npy could not be written: No space left on device"):
+        FrameCache.build(Manifest.open(manifest).select(), tmp_path / "cache")
+    assert [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()] == [".lock"]

@@ -60,8 +60,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path):
 def test_writers_that_meet_a_limit(writer: str, tmp_path: Path):
     code = """
 import resource, sys, torch
-from timegrain import files
-from timegrain.files import atomic_path, read_journal
+from timegrain.files import atomic_path
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 with atomic_path(sys.argv[2]) as path:
     if sys.argv[1] == "torch":

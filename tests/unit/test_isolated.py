@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from timegrain.data.isolated import Failure, default_workers, run_isolated
+from timegrain.data.isolated import Failure, run_isolated
 from timegrain.data.video import VideoError
 
 pytestmark = pytest.mark.multiprocess
@@ -71,7 +71,3 @@ def test_stopping_early_ends_the_workers():
     began = time.monotonic()
     results.close()
     assert time.monotonic() - began < 15
-
-
-def test_default_workers_are_the_cores_of_this_process():
-    assert 1 <= default_workers() <= (os.cpu_count() or 1)

@@ -51,6 +51,7 @@ from timegrain.data.eventworld_render import (
 )
 from timegrain.data.manifest import Manifest
 from timegrain.files import atomic_path
+from timegrain.machine import num_cores
 from timegrain.progress import track
 
 __all__ = [
@@ -109,7 +110,7 @@ def write_world(
         split: Name of the split.
         config: What the world looks like; difficulty "medium" by default.
         num_test_videos: Videos of the split "test" in the same manifest, for evaluations that need both.
-        workers: Processes; all cores by default.
+        workers: Processes; all cores by default, 0 for none beside this one.
         overwrite: Replace the world that is in the folder. Files that are not a world's are left alone.
         preview: Write ``preview.png``.
 
@@ -133,7 +134,7 @@ def write_world(
             temporary.write_text(json_module.dumps(record, indent=1) + "\n")
         manifest_path.unlink(missing_ok=True)
         jobs = [(config, seed, name, index, out / path) for name, index, path in missing]
-        for _ in track(_run(jobs, os.cpu_count() or 1 if workers is None else workers), "videos", len(jobs)):
+        for _ in track(_run(jobs, num_cores() if workers is None else workers), "videos", len(jobs)):
             pass
     if preview and not (out / "preview.png").is_file():
         save_preview(out / "preview.png", config, seed, next(iter(splits)), min(num_videos, 100))
@@ -325,7 +326,7 @@ def eventworld(
         max_events: Most events of a video; the number is uniform between the two.
         individual_postures: Give each ellipse a posture of its own, and the manifest a box around each, so that `timegrain
             localize` can learn who does what; people.csv holds boxes as a fair detector would find them.
-        workers: Processes; all cores by default.
+        workers: Processes; all cores by default, 0 for none beside this one.
         overwrite: Replace another world in the folder.
         preview: Write preview.png.
         json: Print the summary as one JSON object.

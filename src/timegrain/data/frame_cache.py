@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -126,6 +127,7 @@ def _decode(manifest: Manifest, folder: Path) -> None:
     offsets = [0, *np.cumsum([t * h * w * 3 for t, h, w in shapes]).tolist()]
     with atomic_path(folder / "frames.npy") as temporary:
         pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=(offsets[-1],))
+        _reserve(temporary)
         for position, row in enumerate(track(manifest, "decoding once", len(manifest))):
             with open_video(row.path) as reader:
                 frames = reader.frames(np.arange(row.num_frames))
@@ -133,6 +135,13 @@ def _decode(manifest: Manifest, folder: Path) -> None:
         pixels.flush()
     with atomic_path(folder / "index.json") as temporary:
         temporary.write_text(json.dumps({"offsets": offsets, "shapes": shapes}))
+
+
+def _reserve(file: Path) -> None:
+    """Take a mapped file's room on the disk now; writing to a map for which there is none would kill the process."""
+    if hasattr(os, "posix_fallocate"):
+        with file.open("r+b") as opened:
+            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
 
 
 class CachedVideo:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import signal
 import sys
 import time
@@ -22,6 +21,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from timegrain.data.video import VideoError, short_reason
+from timegrain.machine import num_cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -39,14 +39,6 @@ class Failure:
     """
 
     reason: str
-
-
-def default_workers() -> int:
-    """As many workers as this process may use cores."""
-    try:
-        return max(1, len(os.sched_getaffinity(0)))
-    except AttributeError:  # not on Linux
-        return max(1, os.cpu_count() or 1)
 
 
 def run_isolated(
@@ -74,7 +66,7 @@ def run_isolated(
     if sys.platform != "win32":
         context.set_forkserver_preload(["timegrain.data.decoding", "timegrain.data.isolated"])
     todo = deque(range(len(items)))
-    count = min(num_workers or default_workers(), len(items))
+    count = min(num_workers or num_cores(), len(items))
     workers: list[_Worker[Item, Result]] = []
     try:
         workers += [_Worker(context, function) for _ in range(count)]

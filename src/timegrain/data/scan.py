@@ -62,8 +62,7 @@ def scan(
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder")
-    if out.is_dir():
-        raise ValueError(f"--out {out} is a folder; name the manifest file, such as {out / 'm.parquet'}")
+    check_out(out)
     if workers is not None and workers < 1:
         raise ValueError(f"--workers {workers}: at least one process is needed")
     folder, out = folder.absolute(), out.absolute()
@@ -91,6 +90,18 @@ def scan(
     else:
         print_summary(summary)
     return Manifest.open(out)
+
+
+def check_out(out: Path) -> None:
+    """Refuse what a manifest cannot be called.
+
+    Raises:
+        ValueError: It is a folder, or other commands would not take it for a manifest.
+    """
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder; name the manifest file, such as {out / 'm.parquet'}")
+    if out.suffix != ".parquet":
+        raise ValueError(f"--out {out}: a manifest's name ends in .parquet, such as {out.with_suffix('.parquet')}")
 
 
 def _labels(folder: Path, videos: Sequence[Path], labels: Path | None, missing_ok: bool) -> Mapping[str, VideoLabels]:

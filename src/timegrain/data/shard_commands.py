@@ -20,7 +20,7 @@ from timegrain.data.manifest import Manifest
 from timegrain.data.manifest_table import SCHEMA
 from timegrain.data.packing import pack_rows
 from timegrain.data.probing import TIME_LIMIT_SECONDS, Row, forget_progress, probe_files
-from timegrain.data.scan import print_summary, summarise
+from timegrain.data.scan import check_out, print_summary, summarise
 from timegrain.data.shards import find_shards, read_shard
 from timegrain.data.video import VideoError
 from timegrain.progress import track
@@ -72,7 +72,7 @@ def scan_shards(
     Raises:
         ValueError: If there is no shard, none can be read, or there is no video in them.
     """
-    _check_out(out)
+    check_out(out)
     if workers is not None and workers < 1:
         raise ValueError(f"--workers {workers}: at least one process is needed")
     out = out.absolute()
@@ -97,11 +97,6 @@ def scan_shards(
     else:
         print_summary(summary)
     return Manifest.open(out)
-
-
-def _check_out(out: Path) -> None:
-    if out.is_dir():
-        raise ValueError(f"--out {out} is a folder; name the manifest file, such as {out / 'm.parquet'}")
 
 
 def _rows_of(shards: Sequence[str]) -> list[Row]:
@@ -186,7 +181,7 @@ def pack(
         FileNotFoundError: If there is no such manifest.
         ValueError: If it isn't a manifest, or no video in it is usable.
     """
-    _check_out(out)
+    check_out(out)
     if out.absolute() == manifest.absolute():
         raise ValueError(
             f"--out {out} is the manifest itself; its videos would be lost from sight. Choose another name"
@@ -251,7 +246,7 @@ def move(manifest: Path, *, to: str, out: Path, of: Path | None = None, json: bo
         FileNotFoundError: If there is no such manifest.
         ValueError: If a path doesn't begin with ``of``, or the first video isn't at its new place.
     """
-    _check_out(out)
+    check_out(out)
     if out.absolute() == manifest.absolute():
         raise ValueError(f"--out {out} is the manifest itself. Choose another name")
     everything = Manifest.open(manifest)

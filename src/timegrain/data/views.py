@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from timegrain.data.decoding import VideoError, VideoReader, open_video
-from timegrain.data.isolated import default_workers
 from timegrain.data.transforms import Rounding, cut_center, cut_three, resize_pictures
 from timegrain.data.video import as_frames
+from timegrain.machine import num_cores
 from timegrain.sampling import ClipSpec, FrameIndices, frames_to_read, linspace_clips
 
 ClipsOf: TypeAlias = Callable[[int, int], Sequence[FrameIndices]]
@@ -173,7 +173,7 @@ def load_views(data: VideoViews, workers: int | None = None) -> Iterator[tuple[i
         workers: Processes; by default one fewer than there are cores, 0 decodes here.
     """
     if workers is None:
-        workers = default_workers() - 1
+        workers = num_cores() - 1
     workers = min(workers, len(data) // 8)  # a process costs seconds to start
     loader: DataLoader[tuple[int, Tensor | str]] = DataLoader(
         data, batch_size=None, num_workers=workers, prefetch_factor=2 if workers else None

@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from timegrain.data.eventworld import world_config, write_world
-from timegrain.data.isolated import default_workers
 from timegrain.demo.jobs import Done, Job, plain, quiet_process, run_job, world_features
 from timegrain.demo.page import write_page
 from timegrain.demo.reading import FINE, INSIDE_CEILING, MIDDLE, PERSISTENT, PIXELS, PYRAMID, RANDOM, VIDEO_CEILING
 from timegrain.files import atomic_path
+from timegrain.machine import num_cores
 from timegrain.tasks.eventworld_eval import floors
 
 R = TypeVar("R")
@@ -59,7 +59,7 @@ def demo(
     started = time.time()
     num_train, num_test, steps = (320, 160, 120) if quick else (600, 400, 170)
     worlds = {seed + i: out / "worlds" / f"seed{seed + i}" for i in range(1 if quick else 3)}
-    cores = default_workers()
+    cores = num_cores()
     spent: dict[str, float] = {}
     for number, world in worlds.items():
         write_world(

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 
 from timegrain.data.clips import VideoClips
-from timegrain.data.isolated import Failure, default_workers, run_isolated
+from timegrain.data.isolated import Failure, run_isolated
 from timegrain.data.location import shown
 from timegrain.data.manifest import Manifest
 from timegrain.data.probing import TIME_LIMIT_SECONDS, find_files, probe_file
 from timegrain.data.transforms import AugmentConfig
+from timegrain.machine import num_cores
 from timegrain.models.weights import choose_device
 from timegrain.optim import OptimConfig
 from timegrain.progress import track
@@ -109,7 +110,7 @@ def bench(
     module = build_objective(data, model, objective, run.chunk_size)
     step = TrainingStep(module, specs, data.crop_size, optim, run, device)
     found = measure(clips, step, data, device, seconds)
-    report = summarise(found, data, device, default_workers(), broken)
+    report = summarise(found, data, device, num_cores(), broken)
     if json:
         print(json_module.dumps(report, indent=2))
     else:

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
-from timegrain.data.isolated import default_workers
 from timegrain.data.location import shown
 from timegrain.data.manifest import Manifest
 from timegrain.data.transforms import AugmentConfig
+from timegrain.machine import num_cores
 from timegrain.optim import OptimConfig
 from timegrain.tasks.budget import Loading, Range, cpu_batch_seconds, estimate, gpu_step_seconds, stated_loading
 from timegrain.tasks.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
@@ -176,7 +176,7 @@ def make_plan(
     loading = stated_loading(rooms.specs, contained, data.samples_per_visit)
     if manifest is not None:
         loading, load_cost = measured_loading(rooms, manifest, seconds / 3, on_cpu=card is None)
-    here = default_workers()
+    here = num_cores()
     step_time = None
     if card is None:
         width = float(cores or here)

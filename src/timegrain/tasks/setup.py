@@ -20,13 +20,13 @@ from torch.utils.data import Dataset
 from timegrain.data.clip_dataset import ClipDataset
 from timegrain.data.clips import VideoClips
 from timegrain.data.frame_cache import FrameCache
-from timegrain.data.isolated import default_workers
 from timegrain.data.loading import EpochBatchSampler, ResumableLoader
 from timegrain.data.manifest import Manifest
 from timegrain.data.scan import scan
 from timegrain.data.transforms import AugmentConfig
 from timegrain.distributed import chunk_rows
 from timegrain.files import atomic_path, remove_leftovers
+from timegrain.machine import num_cores
 from timegrain.sampling import ClipSpec
 from timegrain.tasks.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig, TrainingConfig, with_defaults
 
@@ -145,7 +145,7 @@ def fill_in(
 
 def free_workers(workers: int | None) -> int:
     """The number asked for, else one per free core but one."""
-    return workers if workers is not None else default_workers() - 1
+    return workers if workers is not None else num_cores() - 1
 
 
 def with_queue(objective: ObjectiveConfig, data: DataConfig, run: RunConfig, num_videos: int) -> ObjectiveConfig:

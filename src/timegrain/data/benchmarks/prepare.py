@@ -20,6 +20,7 @@ from timegrain.data.manifest import Manifest
 from timegrain.data.packing import pack_rows
 from timegrain.data.probing import TIME_LIMIT_SECONDS, Row, forget_progress, probe_files
 from timegrain.data.reencoding import Encoding, convert_files
+from timegrain.data.scan import check_out
 from timegrain.data.shard_commands import print_shards, shard_summary
 from timegrain.files import atomic_path
 
@@ -107,8 +108,7 @@ def prepare(
     for folder, option in ((videos, "videos"), (annotations, "--annotations")):
         if not folder.exists():
             raise FileNotFoundError(f"{option} {folder} isn't there")
-    if out.is_dir():
-        raise ValueError(f"--out {out} is a folder; name the manifest file, such as {out / 'm.parquet'}")
+    check_out(out)
     if workers is not None and workers < 1:
         raise ValueError(f"--workers {workers}: at least one process is needed")
     out = out.absolute()
