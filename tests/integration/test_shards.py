@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -186,6 +188,37 @@ def test_webdatasets_own_layout(place, tmp_path, capsys):
     assert "broken    6" in printed.out
     again = run_json(capsys, "manifest", "shards", tmp_path, "--split=train", "--workers=1", "--out", out)
     assert again["read_before"] == 6  # the good ones are not read again
+
+
+def test_the_library_webdataset_reads_our_shards_and_we_read_those_it_writes(place, tmp_path):
+    """The format's own implementation: samples with the same keys, bytes and JSON, in the same order."""
+    webdataset = pytest.importorskip("webdataset")
+    rows = list(Manifest.open(place / "packed.parquet"))
+    shards = sorted(str(path) for path in (place / "packed_shards").glob("*.tar"))
+    assert len(shards) > 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # it leaves files open
+        samples = list(webdataset.WebDataset(shards, shardshuffle=False))
+        gc.collect()
+    assert len(samples) == len(rows)
+    for row, sample in zip(rows, samples, strict=True):
+        location = Location.parse(row.path)
+        assert location.member == f"{sample['__key__']}.mp4"
+        with Path(location.source).open("rb") as file:
+            file.seek(location.offset)
+            assert file.read(location.size) == sample["mp4"]
+        said = json.loads(sample["json"])
+        assert (said["label"], said["timegrain"]["num_frames"]) == (row.label, row.num_frames)
+
+    with webdataset.ShardWriter(f"file:{tmp_path}/w-%06d.tar", maxcount=2, verbose=0) as writer:
+        for number, sample in enumerate(samples[:3]):
+            writer.write({"__key__": f"{number:08d}", "mp4": sample["mp4"], "cls": number, "json": {"split": "val"}})
+    assert run("manifest", "shards", tmp_path, "--out", tmp_path / "m.parquet", "--workers=1") == 0
+    theirs = list(Manifest.open(tmp_path / "m.parquet"))
+    assert [(row.label, row.split) for row in theirs] == [("0", "val"), ("1", "val"), ("2", "val")]
+    for row, ours in zip(theirs, rows[:3], strict=True):
+        with open_video(row.path) as one, open_video(ours.path) as other:
+            assert torch.equal(one.frames(range(one.info.num_frames)), other.frames(range(other.info.num_frames)))
 
 
 def test_packing_goes_on_where_it_was_killed(place, tmp_path, monkeypatch):
