@@ -24,16 +24,15 @@ CLASSES = 400  # of the published networks' classifiers
         # PyTorchVideo's model zoo, Kinetics-400, clips of 8 frames (32 for SlowFast) and 256 pixels
         ("slow_r50", 8, 32.45, 54.52),
         ("slowfast_r50", 32, 34.57, 65.71),
-        # Its 37.53 G are 1 % more than there are in the convolutions; where the rest comes from is not known.
-        ("i3d_r50", 8, 28.04, None),
+        # Its page says 37.53 G; its network, counted by torch's FlopCounterMode, has 37.106 G, 0.003 of them the classifier.
+        ("i3d_r50", 8, 28.04, 37.103),
     ],
 )
-def test_published_sizes(name: str, frames: int, parameters: float, multiply_adds: float | None) -> None:
+def test_published_sizes(name: str, frames: int, parameters: float, multiply_adds: float) -> None:
     report = describe_backbone(name, [(frames, 256, 256)], {})
     classifier = CLASSES * (report["num_features"] + 1)
     assert (report["num_parameters"] + classifier) / 1e6 == pytest.approx(parameters, abs=0.005)
-    if multiply_adds is not None:
-        assert report["multiply_adds"] / 1e9 == pytest.approx(multiply_adds, abs=0.005)
+    assert report["multiply_adds"] / 1e9 == pytest.approx(multiply_adds, abs=0.005)
 
 
 def test_slow_at_the_papers_size() -> None:
