@@ -103,7 +103,7 @@ def _write(events: Iterable[tuple[int, Opened | Tensor | str | None]], files: Se
     return broken
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=128)  # each holds a file descriptor, of which some systems give a process 256
 def _mapped(file: Path) -> npt.NDArray[np.float16]:
     """A video's entries, mapped and not read; opening a file costs more than reading a window from it."""
     try:

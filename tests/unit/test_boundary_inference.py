@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 import timegrain.boundary_layout as layouts
 from conftest import make_video, moving_square
-from timegrain.boundary_features import FeatureStore, StoredStretches, StoredWindows, span_overlaps
+from timegrain.boundary_features import FeatureStore, StoredStretches, StoredWindows, _mapped, span_overlaps
 from timegrain.boundary_inference import Scorer, read_spans, score_videos, span_values
 from timegrain.boundary_layout import Layout, temporal_radius
 from timegrain.data.boundaries import BoundaryTruth, CandidateSampler, picture
@@ -201,6 +202,20 @@ def test_the_store_is_used_again_and_knows_other_weights(truth, video, tmp_path,
         next(other.features.parameters()).add_(1)
     with pytest.raises(TypeError):
         FeatureStore.build(other, [str(video)], folder, progress=False)
+
+
+def test_many_stored_videos_do_not_use_up_the_file_descriptors(tmp_path):
+    files = [tmp_path / f"{i}.npy" for i in range(260)]
+    for file in files:
+        np.save(file, np.zeros((2, 1), np.float16))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with files[0].open() as file:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (file.fileno() + 200, before[1]))
+    try:
+        assert {_mapped(file).shape for file in files} == {(2, 1)}
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        _mapped.cache_clear()
 
 
 def test_only_broken_videos_are_an_error(tmp_path):
