@@ -108,9 +108,7 @@ class Picking:
             return []
         # A peak is higher than what surrounds it, and outside the video there is nothing.
         padded = np.pad(values, 1, constant_values=-np.inf)
-        spacing = float(np.median(np.diff(times))) if len(times) > 1 else 1.0
-        distance = max(1.0, self.gap_seconds / spacing)
-        peaks, _ = find_peaks(padded, height=self.threshold, distance=distance)
+        peaks, _ = find_peaks(padded, height=self.threshold, distance=_steps_between(times, self.gap_seconds))
         return [float(times[peak - 1]) for peak in peaks]
 
 
@@ -212,8 +210,13 @@ def prominent_peaks(
     spread = float(np.std(curve)) if len(curve) else 0.0
     if len(curve) < 3 or spread < 1e-9:  # nothing happens here but rounding
         return np.empty(0, np.int64)
-    spacing = max(float(np.median(np.diff(seconds))), 1e-9)
-    found, _ = find_peaks(curve, prominence=prominence * spread, distance=max(1.0, gap_seconds / spacing))
+    found, _ = find_peaks(curve, prominence=prominence * spread, distance=_steps_between(seconds, gap_seconds))
     inside = (seconds[found] >= end_seconds) & (seconds[found] <= duration_seconds - end_seconds)
     peaks: npt.NDArray[np.int64] = found[inside].astype(np.int64)
     return peaks
+
+
+def _steps_between(seconds: Array, gap_seconds: float) -> float:
+    """How many positions two peaks must be apart; times that lie exactly the gap apart are far enough, also rounded."""
+    spacing = max(float(np.median(np.diff(seconds))), 1e-9) if len(seconds) > 1 else 1.0
+    return max(1.0, gap_seconds / spacing - 1e-6)

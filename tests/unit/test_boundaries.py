@@ -85,6 +85,19 @@ def test_peaks_at_both_ends_count_and_the_higher_of_two_near_ones_stays():
     assert Picking("peaks", 0.5, 1.2).boundaries([0.1, 0.7, 0.1, 0.9, 0.1, 0.1], seconds) == [1.5]
 
 
+@pytest.mark.parametrize("rate", [5.0, 10.0, 15.0, 25 / 3, 8.0])
+def test_peaks_exactly_the_gap_apart_both_stay(rate):
+    seconds = np.arange(200) / rate
+    steps = 9  # of the gap, whose seconds are rounded
+    values = np.zeros(200)
+    values[[50, 50 + steps, 120, 120 + steps - 1]] = 0.9, 0.8, 0.9, 0.8
+    expected = [seconds[50], seconds[50 + steps], seconds[120]]
+    assert Picking("peaks", 0.5, steps / rate).boundaries(values, seconds) == expected
+    found = prominent_peaks(values, seconds, seconds[-1], 1.0, steps / rate, 0.0)
+    assert seconds[found].tolist() == expected
+    assert Picking("peaks", 0.5).boundaries([0.9, 0.1, 0.8], [1.0, 1.0, 1.0]) == [1.0]  # times that stand still
+
+
 @pytest.mark.parametrize("settings", [{"rule": "mean"}, {"gap_seconds": -1.0}])
 def test_impossible_picking_is_refused(settings):
     with pytest.raises(ValueError, match=r"rule|gap"):
