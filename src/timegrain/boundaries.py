@@ -16,7 +16,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy.signal import find_peaks
 
-from timegrain.metrics.boundary_f1 import BoundaryVideo, boundaries_from_scores, f1_score, match_boundaries
+from timegrain.metrics.boundary_f1 import (
+    MIN_CONSISTENCY,
+    BoundaryVideo,
+    boundaries_from_scores,
+    f1_score,
+    match_boundaries,
+)
 
 Array = npt.NDArray[np.float64]
 Rule = Literal["runs", "peaks"]
@@ -136,6 +142,8 @@ def choose_picking(
 ) -> Choice:
     """Choose the rule and threshold with the highest F1@0.05 on some videos; never those a result is reported on.
 
+    Videos of too little consistency, which the score leaves out, are left out here, too, unless there are no others.
+
     Args:
         scores: Per video (N,).
         seconds: Per video (N,).
@@ -149,7 +157,10 @@ def choose_picking(
     Raises:
         ValueError: There is no video or no score.
     """
-    pooled = np.concatenate([np.empty(0), *scores])
+    given = list(zip(scores, seconds, videos, strict=True))
+    counted = [part for part in given if part[2].consistency >= MIN_CONSISTENCY] or given
+    truth = [video for _, _, video in counted]
+    pooled = np.concatenate([np.empty(0), *(values for values, _, _ in counted)])
     if not len(pooled):
         raise ValueError("there is no score to choose a threshold on")
     thresholds = np.unique(np.quantile(pooled, np.linspace(0.02, 0.995, _NUM_THRESHOLDS), method="nearest"))
@@ -157,8 +168,8 @@ def choose_picking(
     for rule in rules:
         for threshold in thresholds.tolist():
             picking = Picking(rule, threshold, gap_seconds)
-            found = [picking.boundaries(s, t) for s, t in zip(scores, seconds, strict=True)]
-            matches = match_boundaries(videos, found, (HEADLINE,))
+            found = [picking.boundaries(values, times) for values, times, _ in counted]
+            matches = match_boundaries(truth, found, (HEADLINE,))
             sums = (matches.true_positives.sum(), matches.num_positives.sum(), matches.num_detections.sum())
             tried.append((float(f1_score(*sums)[2]), picking))
     f1, best = max(tried, key=lambda pair: pair[0])

@@ -126,6 +126,15 @@ def test_the_threshold_is_found_whatever_the_scale_of_the_scores(scale):
     assert {point["rule"] for point in choice.curve} == {"runs", "peaks"}
 
 
+def test_videos_that_the_score_leaves_out_choose_nothing():
+    all_scores, all_seconds, videos = planted(np.random.default_rng(0), 1.0)
+    expected = choose_picking(all_scores, all_seconds, videos)
+    doubtful = [BoundaryVideo(10.0, 10.0, ((0.0, 9.9),), 0.29) for _ in videos]
+    noise = list(np.random.default_rng(1).random((len(videos), 100)))
+    assert choose_picking(all_scores + noise, all_seconds * 2, videos + doubtful) == expected
+    assert choose_picking(noise, all_seconds, doubtful).f1 < 1.0  # there is nothing else to go by
+
+
 def test_without_scores_there_is_no_threshold():
     with pytest.raises(ValueError, match="no score"):
         choose_picking([], [], [])
