@@ -20,6 +20,7 @@ Mode = Literal["windows", "dense"]
 CHUNK_STEPS = 64  # time steps of a chunk without its margins: bounds memory
 _PROBE_FRAMES = 64
 _PROBE_SIZE = 16
+_MANY_FRAMES = 720_720  # a multiple of every number up to 16
 
 
 def temporal_radius(backbone: nn.Module) -> int | None:
@@ -33,7 +34,7 @@ def temporal_radius(backbone: nn.Module) -> int | None:
     """
     if isinstance(backbone, FrameBackbone):
         return 0
-    stride = _PROBE_FRAMES // int(cast(Any, backbone).num_time_steps(_PROBE_FRAMES))
+    stride = _temporal_stride(backbone)
     middle = _PROBE_FRAMES // stride // 2
     probe = copy.deepcopy(backbone).eval().requires_grad_(False).float()
     for module in probe.modules():
@@ -51,6 +52,11 @@ def temporal_radius(backbone: nn.Module) -> int | None:
     if first == 0 or last == _PROBE_FRAMES - 1:
         return None
     return max(middle * stride - first, last - (middle + 1) * stride + 1, 0)
+
+
+def _temporal_stride(backbone: nn.Module) -> int:
+    """Clip frames of a time step."""
+    return _MANY_FRAMES // int(cast(Any, backbone).num_time_steps(_MANY_FRAMES))
 
 
 @dataclass(frozen=True)
@@ -83,13 +89,17 @@ class Layout:
             detector: Whose windows.
             every: Frames from one candidate to the next.
             dense: Whether the receptive field has to be known.
+
+        Raises:
+            ValueError: ``every`` is below 1.
         """
-        config, features = detector.config, cast(Any, detector.features)
-        probe = 64
-        temporal_stride = probe // int(features.num_time_steps(probe))
+        config, every = detector.config, detector.config.every if every is None else every
+        if every < 1:
+            raise ValueError(f"every must be at least 1 frame, got {every}")
+        temporal_stride = _temporal_stride(detector.features)
         num_frames = config.num_frames if config.is_windowed else temporal_stride
         radius = temporal_radius(detector.features) if dense else None
-        return cls(num_frames, config.stride, every or config.every, temporal_stride, radius)
+        return cls(num_frames, config.stride, every, temporal_stride, radius)
 
     @property
     def lead(self) -> int:

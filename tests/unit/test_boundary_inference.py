@@ -63,6 +63,21 @@ def test_receptive_fields_are_measured():
     assert all((p == 0).all() for n, p in hidden.named_parameters() if "second_norm.weight" in n)
 
 
+@pytest.mark.parametrize("stride", [1, 2, 3, 5])
+def test_any_temporal_stride_is_found(stride):
+    made = detector(backbone_options={"stem_temporal_stride": stride, "temporal_kernels": [1, 1, 1, 1]}, num_frames=15)
+    layout = Layout.of(made)
+    assert layout.temporal_stride == stride
+    assert layout.num_steps == made.features.num_time_steps(15)
+    assert layout.radius == 1  # of the stem's kernel of 3, at most
+
+
+@pytest.mark.parametrize("every", [0, -3])
+def test_candidates_need_a_frame_from_one_to_the_next(every):
+    with pytest.raises(ValueError, match="every must be at least 1"):
+        Layout.of(detector(), every=every)
+
+
 def slow_scores(made: BoundaryDetector, video: Path) -> list[float]:
     """Every window by itself, frames picked one by one."""
     with open_video(video) as reader:
