@@ -50,6 +50,16 @@ def test_gebd_rules_for_missing_and_excluded_videos():
         assert (counts["excluded"], counts["missing"], counts["detections"]["0.5"]) == (1, 1, 1)
 
 
+def test_gebd_takes_arrays():
+    metric = BoundaryF1()
+    metric.update(
+        {"v": BoundaryVideo(10.0, 10.0, ((2.0, 5.0),)), "w": BoundaryVideo(10.0, 10.0, ((2.0,),))},
+        {"v": np.array([2.0, 5.0]), "w": np.array([])},
+    )
+    assert metric.true_positives.tolist() == [2] * 10
+    assert (metric.num_detections, metric.num_missing) == (2, 0)
+
+
 def test_gebd_without_anything():
     result = BoundaryF1().compute()
     assert result["recall"]["0.05"] == 1.0

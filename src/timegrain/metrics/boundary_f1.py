@@ -224,8 +224,9 @@ class BoundaryF1:
             if not video.annotations:
                 raise ValueError(f"video {key!r} has no annotator")
             found = predictions.get(key)
+            numbers = () if found is None else found  # an array has no truth value
             lengths = (video.length, video.last, video.consistency)
-            if not all(map(math.isfinite, itertools.chain(lengths, found or (), *video.annotations))):
+            if not all(map(math.isfinite, itertools.chain(lengths, numbers, *video.annotations))):
                 raise ValueError(f"video {key!r}: a length, boundary or detection is not a finite number")
             if video.consistency < MIN_CONSISTENCY:
                 num_excluded += 1
@@ -234,9 +235,8 @@ class BoundaryF1:
                 num_missing += 1
                 if self.missing == "notebook":
                     continue
-                found = ()
             scored.append(video)
-            detections.append(found)
+            detections.append(numbers)
         if scored:
             matches = match_boundaries(scored, detections, self.thresholds)
             self.true_positives += matches.true_positives.sum(0)
