@@ -151,6 +151,8 @@ def test_verb_label_refusals(tmp_path):
         ({"labels": full | {"Ev1": ["a.01"] * 8}}, "Ev1: 8 verbs; the official program needs 9"),
         ({"labels": full | {"Ev2": [3]}}, "a verb id such as"),
         ({"segments": [], "info": []}, "no segment"),
+        ({"segments": [["a"]], "info": []}, "entry 0: the name of a segment is needed, not"),
+        ({"info": [{"vid_seg_int": {"a": 1}}]}, "entry 0, vid_seg_int: the name of a segment is needed, not"),
     ):
         with pytest.raises(ValueError, match=message):
             read_verb_labels(verb_folder(tmp_path / "x", **arguments))

@@ -154,6 +154,12 @@ def _verbs(value: Any, where: str) -> tuple[str, ...]:
     return tuple(verbs)
 
 
+def _segment(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: the name of a segment is needed, not {value!r:.60}")
+    return value
+
+
 def read_verb_labels(folder: StrPath, split: str = "valid") -> dict[str, tuple[tuple[str, ...], ...]]:
     """VidSitu's annotated verbs of each segment of a split, in the order of the split.
 
@@ -176,12 +182,13 @@ def read_verb_labels(folder: StrPath, split: str = "valid") -> dict[str, tuple[t
     info: dict[str, Any] = {}
     for number, record in enumerate(_list(read_json(info_path), f"{info_path}")):
         where = f"{info_path}, entry {number}"
-        segment = _field(_mapping(record, where), "vid_seg_int", where)
+        segment = _segment(_field(_mapping(record, where), "vid_seg_int", where), f"{where}, vid_seg_int")
         if segment in info:
             raise ValueError(f"{where}: segment {segment!r} has an entry already")
         info[segment] = record
     labels: dict[str, tuple[tuple[str, ...], ...]] = {}
-    for segment in _list(read_json(split_path), f"{split_path}"):
+    for number, listed in enumerate(_list(read_json(split_path), f"{split_path}")):
+        segment = _segment(listed, f"{split_path}, entry {number}")
         where = f"{info_path}, segment {segment!r}"
         if segment in labels:
             raise ValueError(f"{split_path}: segment {segment!r} is listed twice")
