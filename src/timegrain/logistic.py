@@ -53,7 +53,7 @@ class LogisticProblem:
         num_classes: C, at least 2.
 
     Raises:
-        ValueError: Shapes or class numbers do not fit, or a feature is not finite.
+        ValueError: Shapes or class numbers do not fit, or a feature is not finite or has no square in its type.
     """
 
     def __init__(
@@ -67,8 +67,11 @@ class LogisticProblem:
             raise ValueError(f"a classifier needs at least two classes, got {num_classes}")
         if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
             raise ValueError(f"labels must lie in 0 … {num_classes - 1}, got {int(labels.min())} … {int(labels.max())}")
-        if not bool(torch.isfinite(features).all()):
-            raise ValueError("features hold values that are not finite")
+        # Variances are sums of squares, and their sum over all must be a number, too.
+        lowest, highest = torch.aminmax(features) if features.numel() else (torch.zeros(()),) * 2
+        largest = max(-float(lowest), float(highest))
+        if not largest**2 * features.numel() < torch.finfo(features.dtype).max:
+            raise ValueError(f"features hold values that are not finite, or too large for their type: {largest:g}")
         self.mean = features.mean(0)
         labels = labels.to(features.device, torch.int64)[:, None]
         # An orthonormal basis of the directions in which the features vary, and their variance along each, rising. The

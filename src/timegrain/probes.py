@@ -97,7 +97,9 @@ class _Standardised:
     def __init__(self, features: Tensor, labels: Tensor, num_classes: int) -> None:
         self.mean = features.mean(0)
         spread = features.std(0, correction=0)
-        self.scale = torch.where(spread > 1e-6 * spread.max().clamp_min(1e-12), spread, torch.ones_like(spread))
+        # A feature that is always the same spreads by rounding alone, which goes by its own size and not by the others'.
+        lowest, highest = torch.aminmax(features, dim=0)
+        self.scale = torch.where(spread > 1e-6 * torch.maximum(-lowest, highest), spread, torch.ones_like(spread))
         self.problem = LogisticProblem((features - self.mean) / self.scale, labels, num_classes)
 
 

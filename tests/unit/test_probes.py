@@ -125,11 +125,23 @@ def test_constant_and_identical_features_do_not_break_the_solver():
         (torch.zeros(2, 2), torch.tensor([0, 0]), 1, "two classes"),
         (torch.zeros(2, 2), torch.tensor([0, 5]), 2, "labels must lie"),
         (torch.full((2, 2), torch.nan), torch.tensor([0, 1]), 2, "not finite"),
+        (torch.randn(9, 2) * 1e20, torch.tensor([0, 1, 1] * 3), 2, "too large"),
     ],
 )
 def test_impossible_problems_say_why(features, labels, num_classes, message):
     with pytest.raises(ValueError, match=message):
         LogisticProblem(features, labels, num_classes)
+
+
+@pytest.mark.parametrize("shape", [(90, 4), (9, 40)])
+def test_a_feature_counts_whatever_the_unit_of_the_others(shape):
+    features, labels = blobs(*shape, 3)
+    units = torch.ones(shape[1])
+    units[0], units[1], units[2] = 1e-9, 1e9, 1e3
+    plain, scaled = (LinearProbe.train(x, labels, 3, l2_grid=[0.01]) for x in (features, features * units))
+    torch.testing.assert_close(scaled.logits(features * units), plain.logits(features), rtol=0, atol=0.02)
+    constant = torch.cat([features, torch.full((len(features), 1), 1e7 / 3)], 1)
+    assert LinearProbe.train(constant, labels, 3, l2_grid=[0.01]).scale[-1] == 1.0
 
 
 def test_penalty_must_be_above_zero():
