@@ -131,9 +131,25 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """The optimiser of a module's trainable parameters, weight decay on kernels only.
 
+    State that is loaded into it is laid out as the parameters are: fused updates read memory in order.
+
     Raises:
         ValueError: If nothing in ``module`` is trainable.
     """
+    optimizer = _optimizer(module, config)
+    optimizer.register_load_state_dict_post_hook(_lay_out_state)
+    return optimizer
+
+
+def _lay_out_state(optimizer: torch.optim.Optimizer) -> None:
+    """Give what an optimiser keeps of each parameter that parameter's memory layout."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     groups = parameter_groups(module, config.weight_decay)
     if not groups:
         raise ValueError("there is nothing to train: every parameter is frozen")

@@ -77,7 +77,7 @@ def small(name: str) -> Backbone:
 @pytest.mark.parametrize("name", ["slow_r50", "i3d_r50", "slowfast_r50", "slowfast_r50_nl"])
 def test_counts_agree_with_torch_own_counter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # The convolutions as they are defined: as products on a CPU they leave out what the padding is multiplied with.
-    monkeypatch.setattr("timegrain.models.blocks.suits_products", lambda *_: False)
+    monkeypatch.setattr("timegrain.models.blocks.suits_cpu", lambda *_: False)
     backbone = small(name).float().eval()
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):

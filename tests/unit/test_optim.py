@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from typing import Any
 
@@ -218,3 +219,28 @@ def test_closures_and_missing_gradients(kind: type[torch.optim.Optimizer]) -> No
     gradient = used.grad.clone()
     optimizer.step()
     assert torch.equal(used.grad, gradient)  # weight decay and momentum leave the gradient itself alone
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_state_in_another_layout_goes_on_the_same(name: Any) -> None:
+    """A run begun on a GPU and continued on a CPU, where kernels are channels-last."""
+
+    def go_on(layout: torch.memory_format, optimizer_state: dict[str, Any] | None) -> tuple[nn.Conv3d, dict[str, Any]]:
+        torch.manual_seed(0)
+        network = nn.Conv3d(4, 5, (1, 3, 3), bias=False)
+        network.weight.data = network.weight.data.contiguous(memory_format=layout)
+        optimizer = build_optimizer(network, OptimConfig(name=name, learning_rate=0.1))
+        if optimizer_state is not None:
+            optimizer.load_state_dict(copy.deepcopy(optimizer_state))  # else its tensors are used as they are
+        clips = torch.randn(2, 4, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+        network(clips).square().mean().backward()
+        optimizer.step()
+        return network, optimizer.state_dict()
+
+    _, state = go_on(torch.contiguous_format, None)
+    plain, _ = go_on(torch.contiguous_format, state)
+    turned, found = go_on(torch.channels_last_3d, state)
+    torch.testing.assert_close(plain.weight, turned.weight)
+    kept = [value for value in found["state"][0].values() if isinstance(value, torch.Tensor) and value.ndim == 5]
+    assert kept
+    assert all(value.is_contiguous(memory_format=torch.channels_last_3d) for value in kept)

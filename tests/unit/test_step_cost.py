@@ -23,7 +23,7 @@ VIDEOS = 6
 @pytest.fixture(autouse=True)
 def convolutions_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: a CPU's own products for kernels of one place keep and count other tensors."""
-    monkeypatch.setattr("timegrain.models.blocks.suits_products", lambda *_: False)
+    monkeypatch.setattr("timegrain.models.blocks.suits_cpu", lambda *_: False)
 
 
 CLIPS: dict[str, dict[str, int]] = {

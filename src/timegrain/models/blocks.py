@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from timegrain.distributed import recomputed
+from timegrain.models.cpu_convolution import LAYOUT, convolve_on_cpu, suits_cpu
 from timegrain.models.non_local import Affinity, NonLocalBlock
-from timegrain.models.time_convolution import convolve_by_products, suits_products
 
 Padding = Literal["same", "symmetric"]
 
@@ -86,16 +86,20 @@ class Conv3d(nn.Conv3d):
         Returns:
             (B, D, T', H', W'), each axis ceil(n / stride) long.
         """
-        if suits_products(input, self.kernel_size, self.stride):
-            return convolve_by_products(input, self.weight, self.stride)
-        if not self.depends_on_size:
-            return super().forward(input)
-        sides = [same_padding(n, k, s) for n, k, s in zip(input.shape[2:], self.kernel_size, self.stride, strict=True)]
-        even = [before if before == after else 0 for before, after in sides]
-        if any(before != after for before, after in sides):
-            uneven = [(0, 0) if before == after else (before, after) for before, after in sides]
-            input = F.pad(input, [amount for pair in reversed(uneven) for amount in pair])
-        return F.conv3d(input, self.weight, None, self.stride, even)
+        is_ours = suits_cpu(input)
+        if is_ours:
+            input = input.contiguous(memory_format=LAYOUT)
+        padding: Sequence[int] = self.padding  # type: ignore[assignment]  # a string where it is given as one
+        if self.depends_on_size:
+            kernel = zip(input.shape[2:], self.kernel_size, self.stride, strict=True)
+            sides = [same_padding(n, k, s) for n, k, s in kernel]
+            padding = [before if before == after else 0 for before, after in sides]
+            if any(before != after for before, after in sides):
+                uneven = [(0, 0) if before == after else (before, after) for before, after in sides]
+                input = F.pad(input, [amount for pair in reversed(uneven) for amount in pair])
+        if is_ours:
+            return convolve_on_cpu(input, self.weight, self.stride, padding)
+        return F.conv3d(input, self.weight, None, self.stride, padding)
 
 
 class SpatialMaxPool(nn.Module):

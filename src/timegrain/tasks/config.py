@@ -269,7 +269,7 @@ class TrainingConfig:
         accumulate: Batches per optimiser step. Negatives come from one batch: this is not a larger contrastive batch.
         sync_batchnorm: Batch statistics over all processes, as the reference does; without effect
             on one process and on CPUs, where PyTorch has no such statistics.
-        channels_last: Channels-last memory layout of clips and kernels, faster on most GPUs and slower on CPUs.
+        channels_last: Channels-last memory layout of clips and kernels, faster on most GPUs; CPUs always compute so.
         compile: Compile the network's training passes with torch.compile; the first step then takes a minute or more.
         checkpoint_activations: Keep only the input of each stage of the backbone for the backward pass, which computes the
             rest again: less memory for about a third more time, the same gradients.

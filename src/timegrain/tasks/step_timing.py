@@ -43,7 +43,7 @@ class TrainingStep:
         device: torch.device,
     ) -> None:
         self.objective, self.specs, self.size, self.device = objective.to(device).train(), tuple(specs), size, device
-        set_layout(objective, run)
+        set_layout(objective, run, device)
         self.is_compiled = run.compile  # for each batch size anew
         if run.compile:
             compile_backbones(objective)

@@ -12,11 +12,16 @@ from timegrain.models.blocks import Backbone
 from timegrain.tasks.config import TrainingConfig
 
 
-def set_layout(module: nn.Module, run: TrainingConfig) -> None:
-    """Lay out the kernels of every backbone as the clips will be, and say whether its activations are kept."""
+def set_layout(module: nn.Module, run: TrainingConfig, device: torch.device) -> None:
+    """Lay out the kernels of every backbone as it will compute, and say whether its activations are kept.
+
+    Channels-last where the clips are, and on CPUs (:mod:`timegrain.models.cpu_convolution`); else every step would turn
+    the kernels to that layout.
+    """
+    computes_on_cpu = device.type == "cpu" and not run.compile and not run.precision.endswith("mixed")
     for backbone in (part for part in module.modules() if isinstance(part, Backbone)):
         backbone.checkpoint_stages |= run.checkpoint_activations
-        if run.channels_last:  # else every step would turn the kernels to the clips' layout
+        if run.channels_last or computes_on_cpu:
             for kernel in backbone.parameters():
                 if kernel.ndim == 5:
                     kernel.data = kernel.data.contiguous(memory_format=torch.channels_last_3d)

@@ -70,9 +70,9 @@ class TrainingTask(LightningModule):
         self._unseen: list[_Step] = []
         self._is_moved = False
 
-    def set_switches(self, run: TrainingConfig) -> None:
-        """What changes how the network is computed and not what it computes."""
-        set_layout(self, run)
+    def set_switches(self, run: TrainingConfig, device: torch.device) -> None:
+        """What changes how the network is computed, on this device, and not what it computes."""
+        set_layout(self, run, device)
         if run.compile:
             self.compile_network()
 
@@ -195,7 +195,7 @@ def fit(
     """
     assert run.out is not None
     trainer = _trainer(run, run.out, length, failures, description, monitor)
-    task.set_switches(run)
+    task.set_switches(run, trainer.strategy.root_device)
     task.train()  # the engine leaves modes as they are, and weights that were read come in evaluation mode
     last = run.out / "checkpoints" / "last.ckpt"
     is_alone = trainer.world_size == 1
