@@ -25,6 +25,7 @@ An existing Parquet output of the same weights and settings is taken over, so th
 from __future__ import annotations
 
 import csv
+import glob
 import hashlib
 import json
 import os
@@ -136,7 +137,7 @@ def embed_files(
     parts = out.with_name(f".{out.name}.parts")
     parts.mkdir(parents=True, exist_ok=True)
     remove_leftovers(parts)
-    remove_leftovers(out.parent, out.stem)
+    remove_leftovers(out.parent, glob.escape(out.stem))
     done = _existing(out, parts)
     keys: dict[str, str] = {}
     broken: list[tuple[str, str]] = []

@@ -94,7 +94,7 @@ def remove_leftovers(folder: str | os.PathLike[str], stem: str = "*", *, alone: 
         alone: No other process of this machine writes here, so all of this machine's go. A killed process lets its lock
             go before it is gone from the list of those that run.
     """
-    for path in Path(folder).glob(f".{stem}.part*"):
+    for path in Path(folder).glob(f".{stem}.*.part*"):
         found = _TEMPORARY.fullmatch(path.name)
         if found is None:
             continue

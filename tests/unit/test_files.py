@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import subprocess
 import sys
@@ -107,3 +108,13 @@ def test_who_is_alone_in_a_folder_finds_nothing_half_written(monkeypatch, tmp_pa
     with files.alone_in(tmp_path):
         assert not listed.exists()
         assert elsewhere.exists()
+
+
+@pytest.mark.parametrize("stem", ["features", "a[1]", "b.c"])
+def test_what_a_killed_process_left_of_one_file_goes(stem: str, tmp_path: Path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for name in (stem, "other"):
+        (tmp_path / f".{name}.{dead.pid}@{files._NODE}.part.parquet").touch()
+    files.remove_leftovers(tmp_path, glob.escape(stem))
+    assert [path.name.split(".")[1] for path in tmp_path.iterdir()] == ["other"]
