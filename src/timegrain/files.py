@@ -179,11 +179,16 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
+def _is_in(folder: Path, file: object) -> bool:
+    """Whether an error is of a file in the folder, or names none; a video that may not be read is another matter."""
+    return not isinstance(file, str | os.PathLike) or Path(file).absolute().parent == folder.absolute()
+
+
 def _why_not_written(error: BaseException, folder: Path) -> str | None:
     """Whether an error means that the disk took no more; libraries in C++ and Rust give it other types and words."""
     link: BaseException | None = error
     while link is not None:
-        if isinstance(link, OSError) and link.errno in _FULL:
+        if isinstance(link, OSError) and link.errno in _FULL and _is_in(folder, link.filename):
             return os.strerror(link.errno)
         found = re.search(r"os error (\d+)", str(link))
         if found and int(found[1]) in _FULL:

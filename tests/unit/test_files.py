@@ -50,6 +50,14 @@ def test_an_error_of_the_content_stays_what_it_is(tmp_path: Path):
         raise ValueError("no number")
 
 
+def test_a_file_that_may_not_be_read_is_not_taken_for_the_one_that_is_written(tmp_path: Path):
+    reason = PermissionError(errno.EACCES, "Permission denied", "/videos/v.mp4")
+    with pytest.raises(ValueError, match=r"v\.mp4 cannot be read"), atomic_path(tmp_path / "a"):
+        raise ValueError("v.mp4 cannot be read") from reason
+    with pytest.raises(OSError, match="a could not be written: Permission denied"), atomic_path(tmp_path / "a") as file:
+        raise PermissionError(errno.EACCES, "Permission denied", file)
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"a\.txt cannot be written"), atomic_path(tmp_path / "file" / "a.txt"):
