@@ -41,7 +41,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from timegrain.data.decoding import VideoError
-from timegrain.data.location import Location, absolute, file_state, is_plain, is_url, shown
+from timegrain.data.location import Location, absolute, cache_key, file_state, is_plain, is_url, shown
 from timegrain.data.manifest import Manifest
 from timegrain.data.probing import find_files
 from timegrain.data.shards import is_shard, read_shard
@@ -235,7 +235,7 @@ def _key(path: str, weights: str, settings: ViewSettings) -> str:
         state = file_state(path)
     except OSError as error:
         raise VideoError(path, error.strerror or str(error)) from error
-    facts = [_VERSION, shown(path), *state, weights, asdict(settings)]
+    facts = [_VERSION, cache_key(path), *state, weights, asdict(settings)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
 
 

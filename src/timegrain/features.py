@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from timegrain.data.location import file_state, shown
+from timegrain.data.location import cache_key, file_state, shown
 from timegrain.data.manifest import Manifest
 from timegrain.data.transforms import to_model_input
 from timegrain.data.views import VideoViews, Views, load_views
@@ -249,7 +249,7 @@ def _cache_file(folder: Path | None, paths: Sequence[str], views: Views, encoder
     states: list[Any] = []
     for path in paths:
         try:
-            states.append([shown(path), *file_state(path)])
+            states.append([cache_key(path), *file_state(path)])
         except OSError:
             states.append([path, None, None])
     text = json.dumps([_VERSION, encoder, asdict(views), states], sort_keys=True)

@@ -461,6 +461,9 @@ def test_embed_probe_boundaries_and_check_read_shards(place, plain_run, web, tmp
     assert run("embed", signed, f"{web.url}/videos/left/v3.mp4", "--weights", plain_run, "--out", "one.parquet") == 0
     assert b"hunter2" not in Path("one.parquet").read_bytes()
     assert "?***#left/v1.mp4@" in pandas.read_parquet("one.parquet").path[0]
+    capsys.readouterr()
+    assert run("embed", signed.replace("hunter2", "3"), "--weights", plain_run, "--out", "one.parquet") == 0
+    assert "already" not in capsys.readouterr().out  # another query is another file
     assert run("boundaries", "find", manifest, "--weights", plain_run, "--out", "b.csv") == 0
     assert run("boundaries", "find", place / "files.parquet", "--weights", plain_run, "--out", "c.csv") == 0
     found, plain = pandas.read_csv("b.csv"), pandas.read_csv("c.csv")

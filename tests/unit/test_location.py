@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from timegrain.data.location import (
     Location,
     absolute,
+    cache_key,
     file_name,
     file_state,
     is_plain,
@@ -119,6 +120,13 @@ def test_credentials_are_masked(url):
     ):
         assert "hunter2" not in text
         assert "hun/ter2" not in text
+
+
+def test_videos_that_differ_in_what_is_not_shown_are_kept_apart():
+    keys = [cache_key(f"https://host/get?id={number}") for number in (1, 2)]
+    assert len(set(keys)) == 2
+    assert not any("id=" in key for key in keys)
+    assert cache_key("/videos/a.mp4") == "/videos/a.mp4"
 
 
 def facts(path):

@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from timegrain.data.decoding import Crop, VideoError, open_video
-from timegrain.data.location import file_state, shown
+from timegrain.data.location import cache_key, file_state
 from timegrain.data.manifest import Manifest
 from timegrain.files import alone_in, atomic_path
 from timegrain.progress import track
@@ -107,7 +107,7 @@ class FrameCache:
                 size, modified = file_state(row.path)
             except OSError as error:
                 raise VideoError(row.path, error.strerror or str(error)) from error
-            digest.update(f"{shown(row.path)}\0{size}\0{modified}\n".encode())
+            digest.update(f"{cache_key(row.path)}\0{size}\0{modified}\n".encode())
         target = Path(folder) / digest.hexdigest()[:16]
         with suppress(DamagedCacheError):
             return cls(target)  # somebody else's too, where nothing can be written

@@ -15,6 +15,7 @@ URLs may carry credentials. What is printed or written into lists and results go
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -146,6 +147,15 @@ def shown(path: str) -> str:
         rest = "***@" + rest[user.end() :]
     rest = re.sub(r"[?#].*", "?***", rest, flags=re.DOTALL)
     return found[0] + rest + (part[0] if part else "")
+
+
+def cache_key(path: str) -> str:
+    """What names a video in the keys of kept features and frames, and in nothing that is read: the path itself.
+
+    What :func:`shown` leaves out counts too, as ``?id=1`` and ``?id=2`` are two videos, but only its hash is given.
+    """
+    name = shown(path)
+    return path if name == path else f"{name} {hashlib.sha256(path.encode(errors='surrogateescape')).hexdigest()}"
 
 
 def masked(text: str) -> str:
