@@ -277,9 +277,9 @@ def _write_parquet(path: Path, tables: Iterable[pa.Table], facts: dict[str, Any]
     steps, width, writer = 0, 0, None
     try:
         for table in tables:
-            table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(facts)})
-            if writer is None:
-                writer = pq.ParquetWriter(path, table.schema, compression="zstd")
+            if writer is None:  # only its schema has the facts: they name every video
+                schema = table.schema.with_metadata({_METADATA_KEY: json.dumps(facts)})
+                writer = pq.ParquetWriter(path, schema, compression="zstd")
                 width = table.schema.field("features").type.list_size
             writer.write_table(table, row_group_size=max(1, len(table)))
             steps += table["kind"].to_pylist().count("time_step")

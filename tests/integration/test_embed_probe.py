@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from conftest import make_video, moving_square
-from timegrain import features
+from timegrain import feature_files, features
 from timegrain.cli import main
 from timegrain.data import views
 from timegrain.data.decoding import open_video
@@ -123,6 +123,15 @@ def test_embed_continues_where_it_was_interrupted(weights, video_folder, tmp_pat
     assert not set(first) & set(seen)
     assert pd.read_parquet(out).path.nunique() == 8
     assert [path.name for path in tmp_path.iterdir()] == ["features.parquet"]
+
+
+def test_what_is_said_of_all_videos_is_put_into_words_once(weights, video_folder, tmp_path, monkeypatch):
+    written, original = [], feature_files.json.dumps
+    monkeypatch.setattr(
+        feature_files.json, "dumps", lambda value, **options: written.append(value) or original(value, **options)
+    )
+    load(weights, device="cpu").embed_files([video_folder], tmp_path / "features.parquet")
+    assert sum("videos" in value for value in written) == 1
 
 
 def test_other_weights_or_settings_are_computed_anew(weights, video_folder, tmp_path):
