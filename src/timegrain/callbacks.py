@@ -6,6 +6,7 @@ import csv
 import json
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -215,6 +216,7 @@ class FeatureMonitor(Callback):
 
     Two clips of each of some training videos are encoded, one from its first half and one from its second. Retrieval:
     how often the other clip of the same video is the nearest. kNN: how often the label is guessed from other videos.
+    A video that cannot be decoded is looked at no more, and said to be: it is training that decides how many may be broken.
 
     Args:
         clips: The training data.
@@ -250,8 +252,7 @@ class FeatureMonitor(Callback):
         try:
             with torch.inference_mode():
                 features.extend(
-                    encoder(to_model_input(batch.to(device))).mean(1).float().cpu()
-                    for batch in view_batches(self.clips, self.videos, batch_size=32)
+                    encoder(to_model_input(batch.to(device))).mean(1).float().cpu() for batch in self._batches()
                 )
         finally:
             encoder.train(was_training)
@@ -265,6 +266,23 @@ class FeatureMonitor(Callback):
             targets = torch.tensor([names.index(str(label)) for label in labels])
             values["monitor/knn_accuracy"] = knn_leave_one_out((first + second) / 2, targets, groups)
         return values
+
+    def _batches(self) -> Iterator[Tensor]:
+        """Both clips of every video, 16 videos at a time; afterwards ``videos`` are those that could be decoded."""
+        pairs: list[Tensor] = []
+        for video in list(self.videos):
+            try:
+                pairs += view_batches(self.clips, [video], batch_size=2)
+            except VideoError as error:
+                if len(self.videos) == 1:
+                    raise
+                self.videos.remove(video)
+                tqdm.write(f"the monitor leaves out {error}", file=sys.stderr)
+            if len(pairs) == 16:
+                yield torch.cat(pairs)
+                pairs = []
+        if pairs:
+            yield torch.cat(pairs)
 
 
 def run_record(out: Path, facts: dict[str, Any]) -> None:

@@ -315,9 +315,11 @@ def test_a_video_that_breaks_during_training_is_listed_and_stops_the_run(video_f
     lenient = tmp_path / "lenient"
     assert pretrain(
         lenient, f"--data.manifest={manifest}", "--run.epochs=3", "--data.max_failure_share=0.5",
-        "--run.monitor_every_epochs=0",
+        "--run.monitor_every_epochs=1",
     ) == 0  # fmt: skip
     assert "v3.mp4" in (lenient / "failed_videos.csv").read_text()
+    assert capsys.readouterr().err.count("the monitor leaves out") == 1
+    assert [row for row in rows(lenient) if row.get("monitor/same_video_retrieval")]
 
 
 EQUAL_CLIPS = [
