@@ -154,6 +154,14 @@ def test_a_world_knows_the_columns_of_the_benchmarks(tmp_path: Path):
     ]
 
 
+def test_events_that_are_not_five_are_refused(tmp_path: Path):
+    config = EventWorldConfig(min_events=3, max_events=7)
+    manifest = write_world(tmp_path / "world", 2, 0, config=config, workers=1, preview=False)
+    assert sorted(len(row.extra["events"]) for row in manifest) == [3, 7]  # together as many as two videos of five
+    with pytest.raises(ValueError, match=r"0000\d\.mp4 has [37] events; every video needs 5"):
+        VideoEvents.of(manifest)
+
+
 def test_a_world_of_an_earlier_version_is_still_known(tmp_path: Path):
     write_world(tmp_path / "world", 2, 1, workers=1, preview=False)
     record = json.loads((tmp_path / "world" / "world.json").read_text())

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from timegrain.data.labelled_clips import AroundMoments, frames_at
+from timegrain.data.location import shown
 from timegrain.data.manifest import Manifest
+from timegrain.metrics.inputs import EVENTS
 from timegrain.sampling import ClipSpec, FrameIndices, centred_clip
 
 
@@ -36,7 +38,7 @@ class VideoEvents:
         """Read them from a manifest of ``timegrain prepare vidsitu``.
 
         Raises:
-            ValueError: It is another manifest, or a video is too short for its events.
+            ValueError: It is another manifest, a video has not five events, or is too short for them.
         """
         rows = [manifest[video].extra for video in range(len(manifest))]
         missing = [name for name in ("event_centre_seconds", "verbs", "index_in_split") if name not in rows[0]]
@@ -45,6 +47,12 @@ class VideoEvents:
                 f"{manifest.path} has no column {missing[0]!r}; `timegrain prepare vidsitu` makes manifests of events"
             )
         seconds = [row["event_centre_seconds"] for row in rows]
+        other = next((video for video, times in enumerate(seconds) if len(times) != len(EVENTS)), None)
+        if other is not None:
+            raise ValueError(
+                f"{shown(manifest[other].path)} has {len(seconds[other])} events; every video needs {len(EVENTS)} (of "
+                "`timegrain eventworld`: --min-events 5 --max-events 5)"
+            )
         videos = np.repeat(np.arange(len(rows)), [len(times) for times in seconds])
         frames = frames_at(manifest, videos.tolist(), [time for times in seconds for time in times])
         return cls(
