@@ -101,6 +101,8 @@ def test_nothing_left_says_what_there_is(tmp_path):
     manifest = Manifest.open(write(tmp_path))
     with pytest.raises(ValueError, match=r"no video in split 'val'; it has test \(1\), train \(3\)"):
         manifest.select("val")
+    with pytest.raises(ValueError, match=r"no video in split 'test'; it has train \(2\)"):
+        manifest.select("train").take([0, 1]).select("test")
     broken = Manifest.from_rows([{"path": "x", "split": "val", "error": "cut short"}], tmp_path)
     with pytest.raises(ValueError, match="no usable video in split 'val': each has an error, such as 'cut short'"):
         broken.select("val")

@@ -251,6 +251,7 @@ class Manifest:
         selected._usable = usable or self._usable
         if len(selected) == 0:
             everything = Manifest(self._all_rows, self._path, self._folder)
+            everything._taken = self._taken
             if split is not None and split not in everything.splits:
                 there = (
                     ", ".join(f"{name} ({count})" for name, count in everything.splits.items()) or "no splits at all"
