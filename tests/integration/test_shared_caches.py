@@ -21,6 +21,8 @@ from timegrain.boundary_features import FeatureStore
 from timegrain.data import frame_cache, views
 from timegrain.data.frame_cache import FrameCache
 from timegrain.data.manifest import Manifest
+from timegrain.data.shard_commands import plain_rows
+from timegrain.data.video import VideoError
 from timegrain.features import features_for_manifest
 from timegrain.models.boundary import BoundaryConfig, BoundaryDetector
 from timegrain.models.hub import EncoderConfig, VideoEncoder
@@ -150,3 +152,11 @@ def test_a_disk_that_is_too_small_is_a_message_and_not_a_dead_process(manifest, 
     with pytest.raises(OSError, match=r"frames\.npy could not be written: No space left on device"):
         FrameCache.build(Manifest.open(manifest).select(), tmp_path / "cache")
     assert [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()] == [".lock"]
+
+
+def test_kept_frames_are_those_of_the_videos_that_were_scanned(manifest, tmp_path):
+    rows = plain_rows(Manifest.open(manifest))
+    rows[1]["num_frames"] -= 1
+    other = Manifest.from_rows(rows, tmp_path)
+    with pytest.raises(VideoError, match="changed since it was scanned"):
+        FrameCache.build(other, tmp_path / "cache")

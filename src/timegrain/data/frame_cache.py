@@ -130,6 +130,13 @@ def _decode(manifest: Manifest, folder: Path) -> None:
         _reserve(temporary)
         for position, row in enumerate(track(manifest, "decoding once", len(manifest))):
             with open_video(row.path) as reader:
+                found = (reader.num_frames, reader.info.height, reader.info.width)
+                if found != shapes[position]:
+                    raise VideoError(
+                        row.path,
+                        f"has frames, height and width {found} where the manifest says {shapes[position]}; it changed "
+                        "since it was scanned: run `timegrain manifest scan` again",
+                    )
                 frames = reader.frames(np.arange(row.num_frames))
             pixels[offsets[position] : offsets[position + 1]] = frames.permute(0, 2, 3, 1).reshape(-1).numpy()
         pixels.flush()
