@@ -87,7 +87,7 @@ def pack_rows(rows: Sequence[Row], folder: Path, shard_megabytes: int, restart: 
         The rows in their order, where packed ones point into the shards.
 
     Raises:
-        ValueError: If the size is no size, or no row is usable.
+        ValueError: If the size is no size, no row is usable, or the videos lie in shards in that very folder.
         VideoError: If a video vanished or changed meanwhile.
         OSError: If the disk is full.
     """
@@ -96,6 +96,12 @@ def pack_rows(rows: Sequence[Row], folder: Path, shard_megabytes: int, restart: 
     shards = _plan(rows, shard_megabytes * MEGABYTE)
     if not shards:
         raise ValueError("none of the videos is usable, so there is nothing to pack")
+    read_from = {Path(Location.parse(sample.source).source) for shard in shards for sample in shard.samples}
+    if any(path.suffix == ".tar" and path.parent.resolve() == folder.resolve() for path in read_from):
+        raise ValueError(
+            f"the videos lie in the shards in {folder}, which would be written over while they are read; choose another "
+            "--out"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     journal = folder / _JOURNAL
     if restart:
