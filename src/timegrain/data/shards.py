@@ -38,23 +38,20 @@ def find_shards(named: Sequence[str]) -> list[str]:
         Absolute paths and URLs, each once, in the order named.
 
     Raises:
-        ValueError: If a name stands for nothing.
+        ValueError: If a name, or what its braces stand for, is not there.
     """
     found: dict[str, None] = {}
     for name in named:
-        before = len(found)
         for text in [name] if Path(name).exists() else _without_braces(name):
             if is_url(text):
-                found.update(dict.fromkeys(_remote_files(text)))
+                files = _remote_files(text)
             elif Path(text).is_dir():
-                tars = (file for file in Path(text).rglob("*.tar") if not file.name.startswith("."))
-                found.update((absolute(str(file)), None) for file in sorted(tars))
-            elif Path(text).is_file():
-                found[absolute(text)] = None
+                files = [str(file) for file in sorted(Path(text).rglob("*.tar")) if not file.name.startswith(".")]
             else:
-                found.update((absolute(file), None) for file in sorted(glob.glob(text, recursive=True)))
-        if len(found) == before:
-            raise ValueError(f"{shown(name)}: there is no tar file")
+                files = [text] if Path(text).is_file() else sorted(glob.glob(text, recursive=True))
+            if not files:  # of {000..099} one shard alone may be missing
+                raise ValueError(f"{shown(text)}: there is no tar file")
+            found.update(dict.fromkeys(absolute(file) for file in files))
     return list(found)
 
 
