@@ -156,7 +156,7 @@ def test_webdatasets_own_layout(place, tmp_path, capsys):
     video = (place / "videos/left/v1.mp4").read_bytes()
     texts = {
         "000000.mp4": video, "000000.cls": b"3\n", "000001.mp4": video,
-        "000001.json": b'{"label": 7, "split": "val", "w": 1}',
+        "000001.json": b'{"label": 7, "split": "val", "w": 1, "hash": 340282366920938463463374607431768211455}',
         "000002.mp4": b"no video", "000002.txt": b"a caption", "000003.json": b"{}", "d/000004.front.webm": video,
         "d/000004.json": b'{"label": "a", "w": "text", "sound": [1, 2]}', "000005.mp4": video, "000005.json": b"{no json",
     }  # fmt: skip
@@ -172,7 +172,7 @@ def test_webdatasets_own_layout(place, tmp_path, capsys):
         run("manifest", "shards", f"{tmp_path}/s-{{000..002}}.tar", "--split=train", "--workers=1", "--out", out) == 0
     )
     printed = capsys.readouterr()
-    assert "left out, as their values are of several kinds: w" in printed.err
+    assert "left out, as a table cannot hold their values: w, hash" in printed.err
     rows = list(Manifest.open(out))
     assert len(rows) == 12
     assert [(row.label, row.split, row.num_frames) for row in rows[:5]] == [
@@ -322,14 +322,17 @@ def test_prepare_writes_shards_by_split(tmp_path, capsys):
     ("words", "message"),
     [
         (["manifest", "shards", "nothing.tar", "--out", "o.parquet"], "nothing.tar: there is no tar file"),
+        (["manifest", "shards", "{t,u}.tar", "--out", "o.parquet"], "u.tar: there is no tar file"),
         (["manifest", "shards", "https://u:hunter2@127.0.0.1:9/a.tar?hunter2", "--out", "o.parquet"], "no connection"),
         (["manifest", "shards", "unknown://h/a.tar", "--out", "o.parquet"], "unknown:// cannot be read"),
         (["manifest", "shards", "t.tar", "--out", "o.parquet"], "no member of 1 shards has the ending of a video"),
         (["manifest", "scan", "tars", "--out", "o.parquet"], "It has t.tar: `timegrain manifest shards "),
         (["manifest", "pack", "packed.parquet", "--out", "packed.parquet"], "is the manifest itself"),
         (["manifest", "pack", "packed.parquet", "--out", "o.parquet", "--shard-megabytes=0"], "at least 1 MB"),
+        (["manifest", "pack", "a.parquet", "--out=packed.parquet", "--shard-megabytes=2"], "choose another --out"),
         (["manifest", "move", "packed.parquet", "--to", "elsewhere", "--out", "o.parquet"], "file not found"),
         (["manifest", "move", "packed.parquet", "--of=other", "--to=x", "--out=o.parquet"], "choose another --of"),
+        (["manifest", "move", "packed.parquet", "--of=s3://b", "--to=x", "--out=o.parquet"], "is not in s3://b;"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
@@ -338,6 +341,7 @@ def test_what_cannot_be_is_one_message(place, tmp_path, capsys, monkeypatch, wor
     monkeypatch.chdir(tmp_path)
     shutil.copytree(place / "packed_shards", tmp_path / "packed_shards")
     shutil.copy(place / "packed.parquet", tmp_path)
+    shutil.copy(place / "packed.parquet", "a.parquet")
     (tmp_path / "tars").mkdir()
     with tarfile.open("t.tar", "w") as archive:
         archive.add(place / "files.parquet", "files.parquet")

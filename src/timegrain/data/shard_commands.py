@@ -136,16 +136,16 @@ def _give_state(rows: Sequence[Row]) -> None:
 
 
 def _consistent(rows: Sequence[Row]) -> list[Row]:
-    """The rows without further columns whose values do not fit together."""
+    """The rows without further columns whose values are of several kinds, or larger than numbers of 64 bits."""
     names = {name: None for row in rows for name in row if name not in SCHEMA.names}
     dropped = []
     for name in names:
         try:
             pa.array([row.get(name) for row in rows])
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError, UnicodeEncodeError):
             dropped.append(name)
     if dropped:
-        print(f"left out, as their values are of several kinds: {', '.join(dropped)}", file=sys.stderr)
+        print(f"left out, as a table cannot hold their values: {', '.join(dropped)}", file=sys.stderr)
     return [{name: value for name, value in row.items() if name not in dropped} for row in rows]
 
 
@@ -224,7 +224,7 @@ def print_shards(report: dict[str, Any]) -> None:
     print(f"shards    {report['shards']:,} of {report['shard_bytes'] / 1e6:,.1f} MB in {report['folder']}")
 
 
-def move(manifest: Path, *, to: str, out: Path, of: Path | None = None, json: bool = False) -> None:
+def move(manifest: Path, *, to: str, out: Path, of: str | None = None, json: bool = False) -> None:
     """Write a manifest for videos or shards that were copied elsewhere: to a bucket, a web server, another folder.
 
     The beginning of every path (--of) is replaced by --to; the rest stays. Everything else of the manifest is kept. The
@@ -251,7 +251,7 @@ def move(manifest: Path, *, to: str, out: Path, of: Path | None = None, json: bo
         raise ValueError(f"--out {out} is the manifest itself. Choose another name")
     everything = Manifest.open(manifest)
     places = [Location.parse(path) for path in everything.column("path").to_pylist()]
-    before = _beginning(places) if of is None else absolute(str(of))
+    before = _beginning(places) if of is None else absolute(of)
     sources = {place.source: _moved(place.source, before, to) for place in places}
     rows = plain_rows(everything)
     for row, place in zip(rows, places, strict=True):
