@@ -55,8 +55,19 @@ MAKERS: dict[str, tuple[Callable[[Manifest, Path], torch.Tensor], Any]] = {
 }  # fmt: skip
 
 
-def make(kind: str, manifest: Path, folder: Path, out: Path, stop_at: int | None = None, locks: bool = True) -> None:
-    """In a process of its own: build a cache and save what it holds, with the number of videos that were opened for it."""
+def make(
+    kind: str,
+    manifest: Path,
+    folder: Path,
+    out: Path,
+    stop_at: int | None = None,
+    locks: bool = True,
+    meets: bool = False,
+) -> None:
+    """In a process of its own: build a cache and save what it holds, with the number of videos that were opened for it.
+
+    One that ``meets`` opens its first video when another process is about to do so, too.
+    """
     torch.set_num_threads(1)
     function, module = MAKERS[kind]
     open_video, opened = module.open_video, 0
@@ -66,6 +77,10 @@ def make(kind: str, manifest: Path, folder: Path, out: Path, stop_at: int | None
         while opened == stop_at:
             out.with_suffix(".stopped").touch()
             time.sleep(0.1)
+        if meets and opened == 0:
+            out.with_suffix(".arrived").touch()
+            while len(list(out.parent.glob("*.arrived"))) < 2:
+                time.sleep(0.05)
         time.sleep(0.1)  # the other process comes while this one is at it
         opened += 1
         return open_video(path, *rest, **options)
@@ -111,12 +126,11 @@ def left_over(folder: Path) -> list[Path]:
 )
 def test_two_processes_fill_one_cache(kind, locks, manifest, tmp_path, started):
     outs = [tmp_path / f"{number}.pt" for number in range(2)]
-    processes = [started(kind, manifest, tmp_path / "cache", out, None, locks) for out in outs]
+    # Of pooled features each makes its own: they are small, and whose comes last doesn't matter.
+    waits = locks and kind != "features"
+    processes = [started(kind, manifest, tmp_path / "cache", out, None, locks, not waits) for out in outs]
     (one, other), opened = results(processes, outs)
     assert torch.equal(one, other)
-    waits = (
-        locks and kind != "features"
-    )  # of those each makes its own: they are small, and whose comes last doesn't matter
     assert opened == ([0, NUM_VIDEOS] if waits else [NUM_VIDEOS, NUM_VIDEOS])
     assert not left_over(tmp_path / "cache")
     third = tmp_path / "third.pt"

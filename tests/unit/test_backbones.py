@@ -24,7 +24,7 @@ CLASSES = 400  # of the published networks' classifiers
         # PyTorchVideo's model zoo, Kinetics-400, clips of 8 frames (32 for SlowFast) and 256 pixels
         ("slow_r50", 8, 32.45, 54.52),
         ("slowfast_r50", 32, 34.57, 65.71),
-        # Its page says 37.53 G; its network, counted by torch's FlopCounterMode, has 37.106 G, 0.003 of them the classifier.
+        # Its page says 37.53 G; its network has 37.106 G by torch's FlopCounterMode, 0.003 of them the classifier.
         ("i3d_r50", 8, 28.04, 37.103),
     ],
 )
