@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 
 
 @dataclass
@@ -70,6 +72,61 @@ def measure(methods: Mapping[str, Callable[[int], object]], rounds: int) -> dict
             if number:
                 seconds[name].append(cpu_seconds() - before)
     return seconds
+
+
+def measure_apart(methods: Mapping[str, Callable[[], Callable[[int], object]]], rounds: int) -> dict[str, list[float]]:
+    """As :func:`measure`, each method in a process of its own, so that what one sets for its process is its own.
+
+    Args:
+        methods: Functions of a module that make the methods; called once in their process.
+        rounds: As there.
+
+    Raises:
+        RuntimeError: A method could not be made, or failed; the message says why.
+    """
+    context = multiprocessing.get_context("spawn")
+    pipes: dict[str, Connection] = {}
+    for name, make in methods.items():
+        pipes[name], theirs = context.Pipe()
+        context.Process(target=_serve, args=(theirs, make), daemon=True).start()
+        theirs.close()
+
+    def seconds_of(name: str, number: int) -> float:
+        pipes[name].send(number)
+        answer = pipes[name].recv()
+        if isinstance(answer, str):
+            raise RuntimeError(f"{name}: {answer}")
+        return float(answer)
+
+    order, rng = list(methods), random.Random(0)
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    for number in range(rounds + 1):
+        rng.shuffle(order)
+        for name in order:
+            found = seconds_of(name, number)
+            if number:
+                seconds[name].append(found)
+    for pipe in pipes.values():
+        pipe.close()
+    return seconds
+
+
+def _serve(pipe: Connection, make: Callable[[], Callable[[int], object]]) -> None:
+    """Make a method, then do it as often as a number is sent, and send back its CPU seconds, or why there are none."""
+    method = None
+    while True:
+        try:
+            number = pipe.recv()
+        except EOFError:
+            return
+        try:
+            method = method or make()
+            gc.collect()
+            before = cpu_seconds()
+            method(number)
+            pipe.send(cpu_seconds() - before)
+        except Exception as error:
+            pipe.send(f"{type(error).__name__}: {error}")
 
 
 def row(

@@ -18,7 +18,7 @@ from timegrain.optim import OptimConfig, build_optimizer
 from timegrain.sampling import ClipSpec
 from timegrain.tasks.config import RunConfig
 from timegrain.tasks.stages import Timing, synchronise
-from timegrain.tasks.switches import compile_backbones, set_layout
+from timegrain.tasks.switches import compile_backbones, keep_freed_memory, set_layout
 
 
 class TrainingStep:
@@ -44,6 +44,7 @@ class TrainingStep:
     ) -> None:
         self.objective, self.specs, self.size, self.device = objective.to(device).train(), tuple(specs), size, device
         set_layout(objective, run, device)
+        keep_freed_memory(device)
         self.is_compiled = run.compile  # for each batch size anew
         if run.compile:
             compile_backbones(objective)

@@ -1,7 +1,9 @@
-"""What changes how a network is computed and not what it computes: layout, kept activations, compilation."""
+"""What changes how a network is computed and not what it computes: layout, memory, kept activations, compilation."""
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +12,8 @@ from torch import nn
 
 from timegrain.models.blocks import Backbone
 from timegrain.tasks.config import TrainingConfig
+
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # mallopt(3): never return the heap's end, never map a block by itself
 
 
 def set_layout(module: nn.Module, run: TrainingConfig, device: torch.device) -> None:
@@ -25,6 +29,25 @@ def set_layout(module: nn.Module, run: TrainingConfig, device: torch.device) -> 
             for kernel in backbone.parameters():
                 if kernel.ndim == 5:
                     kernel.data = kernel.data.contiguous(memory_format=torch.channels_last_3d)
+
+
+def keep_freed_memory(device: torch.device) -> bool:
+    """Let the C library of this process keep what tensors on a CPU give back, for the next step to take.
+
+    By default glibc returns large blocks to the system, and every step fills the same activations with new pages. Other
+    C libraries are left alone, and so are settings that the user made in the environment.
+
+    Returns:
+        Whether memory is kept from now on; it cannot be undone.
+    """
+    is_set = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    if device.type != "cpu" or is_set or "CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", ()):
+        return False
+    try:
+        set_option = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # a program that is linked another way
+        return False
+    return all(set_option(option, value) == 1 for option, value in ((_TRIM_THRESHOLD, -1), (_MMAP_MAX, 0)))
 
 
 def compile_backbones(module: nn.Module) -> None:

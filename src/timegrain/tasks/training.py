@@ -39,7 +39,7 @@ from timegrain.data.location import shown
 from timegrain.optim import OptimConfig, build_optimizer, schedule
 from timegrain.tasks.config import TrainingConfig
 from timegrain.tasks.setup import Schedule, is_first_process
-from timegrain.tasks.switches import compile_backbones, set_layout
+from timegrain.tasks.switches import compile_backbones, keep_freed_memory, set_layout
 
 
 class _Step(NamedTuple):
@@ -73,6 +73,7 @@ class TrainingTask(LightningModule):
     def set_switches(self, run: TrainingConfig, device: torch.device) -> None:
         """What changes how the network is computed, on this device, and not what it computes."""
         set_layout(self, run, device)
+        keep_freed_memory(device)
         if run.compile:
             self.compile_network()
 
