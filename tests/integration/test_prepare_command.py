@@ -165,10 +165,13 @@ def test_ground_truth_of_gebd_is_written_for_scoring(shared, tmp_path, clip, cap
 def test_vidsitu_and_ava(shared, tmp_path, clip, capsys):
     case = shared / "golden" / "vidsitu" / "case1"
     segment = json.loads((case / "split_files" / "vseg_split_valid_lb.json").read_text())[3]
-    place(clip, tmp_path / "videos" / f"{segment}.mp4", tmp_path / "videos" / "movie1.mkv")
-    place(clip, tmp_path / "videos" / "abcdefghijk_000020_000030.mp4")
-    run_json(capsys, "vidsitu", tmp_path / "videos", "--annotations", case, "--out", tmp_path / "v.parquet")
-    (row,) = Manifest.open(tmp_path / "v.parquet").select("val")
+    videos, out = tmp_path / "videos", tmp_path / "v.parquet"
+    place(clip, videos / f"{segment}.mp4", videos / "movie1.mkv", videos / "abcdefghijk_000020_000030.mp4")
+    run_json(capsys, "vidsitu", videos, "--annotations", case, "--out", out)
+    assert Manifest.open(out)[0].error == "lasts 2.0 s, so it ends before its last event, around 9 s"
+    make_video(videos / f"{segment}.mp4", moving_square(45), fps=5)
+    run_json(capsys, "vidsitu", videos, "--annotations", case, "--out", out)
+    (row,) = Manifest.open(out).select("val")
     assert row.extra["index_in_split"] == 3
     assert [len(verbs) for verbs in row.extra["verb_sets"]] == [10] * 5
     annotations = tmp_path / "ava"

@@ -220,6 +220,10 @@ def test_the_manifest_gets_the_most_consistent_annotator(tmp_path):
     assert read_gebd(tmp_path, "corrected").listed[0].extra["boundaries_seconds"] == [4.0]
     assert benchmark.files.keys() == {"gebd_val_official.pkl", "gebd_val_corrected.pkl"}
     assert benchmark.facts["ground_truth"] == {"val": "official"}
+    for duration, is_whole in ((10.3, False), (240.0, True)):
+        row = {"video_id": "abcdefghijk", "duration_seconds": duration, "error": None}
+        benchmark.finish(row)
+        assert (row["error"] is not None) == is_whole
 
 
 def test_published_ground_truth_is_taken_as_it_is(tmp_path, shared):

@@ -17,10 +17,12 @@ import math
 import numbers
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from timegrain.data.benchmarks.joining import Benchmark, Listed, youtube_clip
+from timegrain.data.probing import Row
 from timegrain.safe_pickle import load_pickle
 
 GroundTruth = Literal["official", "corrected"]
@@ -213,6 +215,7 @@ def read_gebd(annotations: Path, ground_truth: GroundTruth = "official") -> Benc
     listed: list[Listed] = []
     source: dict[str, str] = {}
     splits: dict[str, str] = {}
+    seconds: dict[str, float] = {}
     for split in sorted(raw | made):
         if split in raw:
             content = _load(raw[split])
@@ -229,9 +232,19 @@ def read_gebd(annotations: Path, ground_truth: GroundTruth = "official") -> Benc
                 )
             splits[key] = split
             listed.append(_listed(key, record, split, where))
+            seconds[key] = _number(record, "video_duration", where) if "video_duration" in record else math.inf
     facts = {"ground_truth": source, "min_change_seconds": MIN_SECONDS}
     notes = [f"ground truth of split {split}: {kind}" for split, kind in source.items()]
-    return Benchmark("gebd", listed, facts, notes, files)
+    return Benchmark("gebd", listed, facts, notes, files, partial(_check_length, seconds))
+
+
+def _check_length(seconds: Mapping[str, float], row: Row) -> None:
+    """A file much longer than the clip that was annotated is the whole video, where boundaries lie at other times."""
+    annotated = seconds[row["video_id"]]
+    if row["duration_seconds"] > annotated + 5:
+        row["error"] = (
+            f"lasts {row['duration_seconds']:.0f} s, but the clip annotated {annotated:.0f} s; is it the uncut video?"
+        )
 
 
 def _load(path: Path) -> dict[str, Any]:

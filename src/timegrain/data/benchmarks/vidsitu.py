@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from timegrain.data.benchmarks.joining import Benchmark, Listed
+from timegrain.data.probing import Row
 from timegrain.metrics.inputs import EVENTS, read_json, read_verb_labels
 
 EVENT_SECONDS = 2.0
@@ -68,7 +69,14 @@ def read_vidsitu(annotations: Path) -> Benchmark:
             listed.append(Listed(segment, split, None, match[1], (segment,), extra=extra))
     if not listed:
         raise ValueError(f"no segment in {root / 'split_files'}")
-    return Benchmark("vidsitu", listed, {"event_seconds": EVENT_SECONDS})
+    return Benchmark("vidsitu", listed, {"event_seconds": EVENT_SECONDS}, finish=_check_length)
+
+
+def _check_length(row: Row) -> None:
+    """A file that ends before the middle of the last event cannot show all five; half a second is let go."""
+    last = row["event_centre_seconds"][-1]
+    if row["duration_seconds"] + 0.5 < last:
+        row["error"] = f"lasts {row['duration_seconds']:.1f} s, so it ends before its last event, around {last:g} s"
 
 
 def _root(annotations: Path) -> Path:
