@@ -255,6 +255,10 @@ def test_killed_midway_it_goes_on_where_it_was(tmp_path, clip, capsys, kind):
         (["gebd", ".", "--annotations", ".", "--out", "m.parquet"], "no k400_SPLIT_raw_annotation.pkl in ."),
         (["ucf101", ".", "--annotations", ".", "--out", "m.parquet", "--fold", "4"], "official splits are 1, 2 and 3"),
         (["ucf101", ".", "--annotations", ".", "--out", "m.parquet", "--short-side", "4"], "at least 16 pixels"),
+        (["gebd", ".", "--annotations", ".", "--out", "m.parquet", "--shards", "--shard-megabytes=0"], "at least 1 MB"),
+        (["gebd", ".", "--annotations", ".", "--out", "m.parquet", "--fold=2"], "only ucf101 and hmdb51"),
+        (["ucf101", ".", "--annotations", ".", "--out", "m.parquet", "--ground-truth=corrected"], "only gebd has two"),
+        (["gebd", ".", "--annotations", ".", "--out", "m.parquet", "--media=x"], "--media x: it is for re-encoded"),
     ],
 )
 def test_prepare_says_what_is_wrong(tmp_path, monkeypatch, capsys, arguments, message):

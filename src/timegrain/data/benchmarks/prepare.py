@@ -111,6 +111,14 @@ def prepare(
     check_out(out)
     if workers is not None and workers < 1:
         raise ValueError(f"--workers {workers}: at least one process is needed")
+    if shards and shard_megabytes < 1:
+        raise ValueError(f"--shard-megabytes {shard_megabytes}: a shard has at least 1 MB")
+    if fold != 1 and benchmark not in ("ucf101", "hmdb51"):
+        raise ValueError(f"--fold {fold}: only ucf101 and hmdb51 have three official splits, {benchmark} has not")
+    if ground_truth != "official" and benchmark != "gebd":
+        raise ValueError(f"--ground-truth {ground_truth}: only gebd has two, {benchmark} has not")
+    if media is not None and short_side is None and not frames:
+        raise ValueError(f"--media {media}: it is for re-encoded videos; ask for them with --short-side or --frames")
     out = out.absolute()
     readers: Mapping[str, Callable[[], Benchmark]] = {
         "kinetics400": lambda: read_kinetics(annotations),
