@@ -105,8 +105,9 @@ def test_people_files_are_read_and_bad_lines_named(tmp_path):
         ("movie,901,0.5,0.2,0.5,0.9,0.9\n", "no box"),
         ("movie,901,0.1,0.2,nan,0.9,0.9\n", "no box"),
         ("", "no row"),
+        (b"\x89PNG\xff,901,0,0,1,1,1\n", "people.csv, after line 0: not a text file"),
     ):
-        path.write_text(line)
+        path.write_bytes(line if isinstance(line, bytes) else line.encode())
         with pytest.raises(ValueError, match=reason):
             read_people(path)
 

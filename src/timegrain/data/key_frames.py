@@ -6,7 +6,6 @@ frame, with the actions of equal boxes joined. Person boxes for testing come fro
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from timegrain.data.benchmarks.reading import read_rows
 from timegrain.data.location import file_name
 from timegrain.data.manifest import Manifest
 from timegrain.metrics.frame_map import FrameBoxes, frame_key
@@ -118,24 +118,21 @@ def read_people(path: Path) -> dict[str, tuple[FloatArray, FloatArray]]:
             as in the detections that other code bases publish, which is not read.
 
     Raises:
-        ValueError: A line is something else; the message names it.
+        ValueError: It is no text, or a line is something else; the message names it.
     """
     found: dict[str, list[list[float]]] = {}
-    with path.open(newline="") as file:
-        for line, row in enumerate(csv.reader(file), 1):
-            if not row:
-                continue
-            if len(row) not in (7, 8):
-                raise ValueError(f"{path}, line {line}: {len(row)} columns; person boxes have 7 or 8, the score last")
-            try:
-                values = [float(text) for text in (*row[2:6], row[-1])]
-                key = frame_key(row[0], float(row[1]))
-            except ValueError:
-                hint = " (these files have no header line)" if line == 1 else ""
-                raise ValueError(f"{path}, line {line}: a time, box or score is not a number{hint}") from None
-            if not np.isfinite(values).all() or values[0] >= values[2] or values[1] >= values[3]:
-                raise ValueError(f"{path}, line {line}: {row[2:6]} is no box with x1 < x2 and y1 < y2")
-            found.setdefault(key, []).append(values)
+    for line, row in read_rows(path):
+        if len(row) not in (7, 8):
+            raise ValueError(f"{path}, line {line}: {len(row)} columns; person boxes have 7 or 8, the score last")
+        try:
+            values = [float(text) for text in (*row[2:6], row[-1])]
+            key = frame_key(row[0], float(row[1]))
+        except ValueError:
+            hint = " (these files have no header line)" if line == 1 else ""
+            raise ValueError(f"{path}, line {line}: a time, box or score is not a number{hint}") from None
+        if not np.isfinite(values).all() or values[0] >= values[2] or values[1] >= values[3]:
+            raise ValueError(f"{path}, line {line}: {row[2:6]} is no box with x1 < x2 and y1 < y2")
+        found.setdefault(key, []).append(values)
     if not found:
         raise ValueError(f"{path}: no row in it")
     return {key: (np.array(rows)[:, :4], np.array(rows)[:, 4]) for key, rows in found.items()}
