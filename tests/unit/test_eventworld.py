@@ -154,6 +154,16 @@ def test_a_world_knows_the_columns_of_the_benchmarks(tmp_path: Path):
     ]
 
 
+def test_a_world_of_short_events_has_its_picture_and_a_long_world_leaves_nothing(tmp_path: Path):
+    config = EventWorldConfig(num_frames=12, min_event_frames=4, transition_frames=2, max_events=3)
+    write_world(tmp_path, 2, 0, config=config, workers=1)
+    assert (tmp_path / "preview.png").is_file()
+    (tmp_path / "train" / "100000.mp4").touch()
+    (tmp_path / "train" / "00000a.mp4").touch()
+    write_world(tmp_path, 1, 0, config=config, workers=1, overwrite=True, preview=False)
+    assert sorted(path.name for path in (tmp_path / "train").iterdir()) == ["00000.mp4", "00000a.mp4"]
+
+
 def test_events_that_are_not_five_are_refused(tmp_path: Path):
     config = EventWorldConfig(min_events=3, max_events=7)
     manifest = write_world(tmp_path / "world", 2, 0, config=config, workers=1, preview=False)

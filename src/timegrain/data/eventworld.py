@@ -189,8 +189,9 @@ def _claim(out: Path, record: dict[str, Any], overwrite: bool) -> None:
         for name in ("manifest.parquet", "world.json", "people.csv", "preview.png"):
             (out / name).unlink(missing_ok=True)
         for name in {**(there or {}).get("splits", {}), **record["splits"]}:
-            for video in (out / name).glob("[0-9][0-9][0-9][0-9][0-9].mp4"):
-                video.unlink()
+            for video in (out / name).glob("[0-9][0-9][0-9][0-9][0-9]*.mp4"):
+                if video.stem.isdigit():
+                    video.unlink()
 
 
 def _run(jobs: list[Job], workers: int) -> Iterator[int]:

@@ -99,12 +99,13 @@ def _timeline(part: Any, video: Video, config: EventWorldConfig) -> None:
 
 def _longest(scripts: list[Script], field: str, kind: str, fps: float) -> list[tuple[int, int, int]]:
     """(video, first frame, last frame) of the longest event of a kind, transitions left out; empty where there is none."""
-    found = [
-        (index, round(event.start_seconds * fps) + 3, round(event.end_seconds * fps) - 4)
-        for index, script in enumerate(scripts)
-        for event in script.events
-        if getattr(event, field) == kind
-    ]
+    found = []
+    for index, script in enumerate(scripts):
+        for event in script.events:
+            if getattr(event, field) == kind:
+                start, end = round(event.start_seconds * fps), round(event.end_seconds * fps)
+                edge = min(3, (end - start - 1) // 2)
+                found.append((index, start + edge, end - 1 - edge))
     return sorted(found, key=lambda event: event[1] - event[2])[:1]
 
 
