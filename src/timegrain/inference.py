@@ -59,8 +59,8 @@ class ViewSettings:
             raise ValueError(f"overlap must be at least 0 and below 1, got {self.overlap}")
         if self.num_crops not in (1, 3):
             raise ValueError(f"num_crops must be 1 or 3, got {self.num_crops}")
-        if self.fps is not None and not self.fps > 0:
-            raise ValueError(f"fps must be above 0, got {self.fps}")
+        if self.fps is not None and not 0 < self.fps < np.inf:
+            raise ValueError(f"fps must be a number above 0, got {self.fps}")
 
 
 @dataclass(frozen=True)

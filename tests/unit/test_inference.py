@@ -285,7 +285,16 @@ def test_fingerprint_sees_weights_and_settings(encoder):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"overlap": 1.0}, {"overlap": -0.1}, {"num_crops": 2}, {"fps": 0.0}, {"stride": 0}, {"num_frames": 0}]
+    "settings",
+    [
+        {"overlap": 1.0},
+        {"overlap": -0.1},
+        {"num_crops": 2},
+        {"fps": 0.0},
+        {"fps": np.inf},
+        {"stride": 0},
+        {"num_frames": 0},
+    ],
 )
 def test_impossible_settings(embedder, long_video, settings):
     with pytest.raises(ValueError):
