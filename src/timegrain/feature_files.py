@@ -127,7 +127,7 @@ def embed_files(
         What was written and what could not be read.
 
     Raises:
-        ValueError: No video could be read, or the file's ending is another.
+        ValueError: No video could be read, the file's ending is another, or another kind of Parquet file is there.
         FileNotFoundError: An input does not exist.
     """
     out = Path(out)
@@ -135,10 +135,10 @@ def embed_files(
         raise ValueError(f"the output must end in .parquet or .npz, not {out.name!r}")
     videos = list_videos(inputs)
     parts = out.with_name(f".{out.name}.parts")
+    done = _existing(out, parts)
     parts.mkdir(parents=True, exist_ok=True)
     remove_leftovers(parts)
     remove_leftovers(out.parent, glob.escape(out.stem))
-    done = _existing(out, parts)
     keys: dict[str, str] = {}
     broken: list[tuple[str, str]] = []
     num_reused = 0
@@ -248,6 +248,8 @@ def _existing(out: Path, parts: Path) -> dict[str, int | None]:
             facts = json.loads((metadata.metadata or {}).get(_METADATA_KEY, b"{}"))
         except (pa.ArrowInvalid, json.JSONDecodeError):
             facts, metadata = {}, None  # it is replaced at the end
+        if metadata is not None and _METADATA_KEY not in (metadata.metadata or {}):
+            raise ValueError(f"{out} holds something else, such as a manifest; choose another name for the features")
         if metadata is not None and metadata.num_row_groups == len(facts.get("videos", ())):
             done.update((key, group) for group, (_, key) in enumerate(facts["videos"]))
     done.update((file.stem, None) for file in parts.glob("*.parquet") if not file.name.startswith("."))
