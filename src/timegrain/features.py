@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from timegrain.data.location import cache_key, file_state, shown
+from timegrain.data.location import cache_key, file_state, is_url, shown
 from timegrain.data.manifest import Manifest
 from timegrain.data.transforms import to_model_input
 from timegrain.data.views import VideoViews, Views, load_views
@@ -172,9 +172,10 @@ def features_of_encoders(
         wanted = {name: encoders[name] for name in missing}
         found, failed = _encode_part(wanted, (next(seen) for _ in part), chosen, batch_size)
         broken.update(failed)
+        is_final = not any(is_url(paths[i]) for i in failed)  # a server that was away may be there the next time
         for name in missing:
             rows[name].update(found[name])
-            if name in places:
+            if name in places and is_final:
                 _write_part(places[name], part, found[name], failed)
     kept = [i for i in range(len(paths)) if i not in broken]
     lost = tuple((shown(paths[i]), broken[i]) for i in sorted(broken))

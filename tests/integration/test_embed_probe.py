@@ -14,9 +14,10 @@ from conftest import make_video, moving_square
 from timegrain import feature_files, features
 from timegrain.cli import main
 from timegrain.data import views
-from timegrain.data.decoding import open_video
+from timegrain.data.decoding import VideoError, open_video
 from timegrain.data.decoding import probe as probe_video
 from timegrain.data.manifest import Manifest
+from timegrain.data.probing import probe_file
 from timegrain.data.transforms import three_crops, to_model_input
 from timegrain.feature_files import list_videos, read_features
 from timegrain.inference import Embedder, load
@@ -144,6 +145,10 @@ def test_other_weights_or_settings_are_computed_anew(weights, video_folder, tmp_
         next(embedder.encoder.parameters()).mul_(1.5)
     changed = Embedder(embedder.encoder, embedder.device)
     assert changed.embed_files([video], out).num_reused == 0
+    manifest = Manifest.from_rows([probe_file(video)], tmp_path).write(tmp_path / "m.parquet")
+    with pytest.raises(ValueError, match="holds something else, such as a manifest"):
+        embedder.embed_files([manifest], manifest)
+    assert len(Manifest.open(manifest)) == 1
     out.write_bytes(b"no Parquet any more")
     assert changed.embed_files([video], out).num_videos == 1
     assert read_features(out).num_rows > 2
@@ -408,6 +413,24 @@ def test_cached_features_are_those_of_their_weights_and_files(weights, video_fol
     changed = features.features_for_manifest(encoder, manifest, **options)
     assert not torch.equal(first.features, changed.features)
     assert len(decoded) > 8
+
+
+def test_a_server_that_is_away_is_asked_again(weights, video_folder, tmp_path, monkeypatch):
+    encoder = load(weights, device="cpu").encoder
+    local = [probe_file(path) for path in list_videos([video_folder])[:2]]
+    rows = [local[0], {**local[1], "path": "https://host/a.mp4"}]
+    manifest, original, is_away = Manifest.from_rows(rows, tmp_path), views.read_clips, True
+
+    def read_clips(path, *arguments, **options):
+        if path.startswith("https:") and is_away:
+            raise VideoError(path, "no connection")
+        return original(local[1]["path"] if path.startswith("https:") else path, *arguments, **options)
+
+    monkeypatch.setattr(views, "read_clips", read_clips)
+    options = {"cache_folder": tmp_path / "cache", "device": "cpu", "workers": 0, "progress": False}
+    assert len(features.features_for_manifest(encoder, manifest, **options).broken) == 1
+    is_away = False
+    assert len(features.features_for_manifest(encoder, manifest, **options)) == 2
 
 
 def test_views_and_pixels():
