@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,18 +16,19 @@ from timegrain.models.inflate import inflate
 FLAT = {"stem_kernel": [1, 3, 3], "stem_temporal_stride": 1, "temporal_kernels": [1, 1, 1, 1]}
 
 
-def pictures() -> VideoEncoder:
+def pictures(**options: Any) -> VideoEncoder:
     torch.manual_seed(0)
     config = EncoderConfig(
-        "r3d_tiny", FLAT, ("persistent",), head_hidden=8, head_out=4, clip_num_frames=1, clip_stride=1
+        "r3d_tiny", FLAT | options, ("persistent",), head_hidden=8, head_out=4, clip_num_frames=1, clip_stride=1
     )
     encoder = VideoEncoder(config).double().train()
     encoder(torch.rand(4, 3, 1, 32, 32, dtype=torch.float64))  # statistics of norms that are not 0 and 1
     return encoder.eval()
 
 
-def test_a_still_video_gives_the_features_of_its_picture() -> None:
-    flat = pictures()
+@pytest.mark.parametrize("options", [{}, {"padding": "same", "width": 8}])
+def test_a_still_video_gives_the_features_of_its_picture(options: dict[str, Any]) -> None:
+    flat = pictures(**options)
     deep = inflate(flat, {}, num_frames=24, stride=2).double()
     assert deep.config.clip_num_frames == 24
     assert deep.backbone.stem_conv.weight.shape[2] == 3

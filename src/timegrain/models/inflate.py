@@ -16,6 +16,9 @@ from torch import Tensor
 
 from timegrain.models.hub import VideoEncoder, load_encoder, save_weights
 
+# Settings of a backbone that say what it does along time; all others stay as they are when it is inflated.
+_OF_TIME = ("stem_kernel", "stem_temporal_stride", "temporal_kernels", "time_pool")
+
 
 def inflate(
     encoder: VideoEncoder, options: dict[str, Any], num_frames: int, stride: int, backbone: str | None = None
@@ -24,7 +27,8 @@ def inflate(
 
     Args:
         encoder: With temporal kernels of 1, or shorter than the new ones wherever those differ.
-        options: Settings of the new backbone that differ from its own.
+        options: Settings of the new backbone that differ from its own. Those of the encoder that are not about time, such
+            as its padding, are kept unless named here; with another backbone none is.
         num_frames: Frames of the clips that the new encoder is meant for.
         stride: Source frames from one to the next.
         backbone: A key of `timegrain.models.hub.BACKBONES`; by default the encoder's.
@@ -35,10 +39,12 @@ def inflate(
     Raises:
         ValueError: If a tensor differs in more than the length of a kernel of 1 along time.
     """
+    backbone = backbone or encoder.config.backbone
+    kept = encoder.config.backbone_options if backbone == encoder.config.backbone else {}
     config = replace(
         encoder.config,
-        backbone=backbone or encoder.config.backbone,
-        backbone_options=options,
+        backbone=backbone,
+        backbone_options={name: value for name, value in kept.items() if name not in _OF_TIME} | options,
         clip_num_frames=num_frames,
         clip_stride=stride,
         extra={**encoder.config.extra, "inflated": True},
@@ -93,8 +99,9 @@ def inflate_weights(
     Args:
         weights: Weights of a network whose temporal kernels are 1 (or shorter than the new ones).
         out: The new weights file.
-        options: Settings of the new backbone that differ from its own: none gives the backbone as it is named, r3d50
-            with its temporal kernels 5, 1, 1, 3, 3 and half the frames as time steps.
+        options: Settings of the new backbone that differ from its own: none makes time as the backbone is named has it,
+            r3d50 with its temporal kernels 5, 1, 1, 3, 3 and half the frames as time steps. Other settings of the
+            weights, such as their padding, are kept.
         num_frames: Frames of the clips that it is meant for.
         stride: Source frames from one frame of a clip to the next.
         json: Print one JSON object instead of text.
