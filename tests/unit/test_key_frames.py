@@ -10,6 +10,11 @@ from timegrain.data.key_frame_clips import AroundKeyFrames, boxes_in_crops
 from timegrain.data.key_frames import class_names, key_frames, read_people, truth_of, with_people
 from timegrain.data.manifest import Manifest
 from timegrain.metrics.frame_map import FrameMAP
+from timegrain.models import localizer
+from timegrain.models.boundary import load_frame_weights
+from timegrain.models.hub import EncoderConfig, VideoEncoder
+from timegrain.models.localizer import ActionLocalizer
+from timegrain.models.people import person_detector
 from timegrain.sampling import ClipSpec
 
 NAMES = {3: "stand", 7: "talk", 11: "sit"}
@@ -121,3 +126,22 @@ def test_a_manifest_of_something_else_is_refused(tmp_path, video_folder):
         class_names(other)
     with pytest.raises(ValueError, match="key_frame_seconds"):
         key_frames(other, [1])
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights", None])
+@pytest.mark.parametrize("load", [person_detector, lambda path: load_frame_weights(torch.nn.Identity(), path)])
+def test_a_file_that_holds_no_weights_is_named(tmp_path, load, content):
+    path = tmp_path / "weights.pth"
+    torch.save([1], path) if content is None else path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"weights\.pth"):
+        load(path)
+
+
+@pytest.mark.parametrize("size", [24, 40, 44, 64, 66, 80, 112, 224])
+def test_people_are_looked_at_where_their_boxes_are(size, monkeypatch):
+    torch.manual_seed(0)
+    made = ActionLocalizer(VideoEncoder(EncoderConfig("r3d_tiny", heads=())), 2).eval()
+    scales = []
+    monkeypatch.setattr(localizer, "roi_align", lambda maps, boxes, size, scale, **_: (scales.append(scale), maps)[1])
+    made(torch.rand(1, 3, 2, size, size), [torch.tensor([[0.0, 0.0, 8.0, 8.0]])])
+    assert scales == [1 / 32]  # of the stem, its pool and three stages

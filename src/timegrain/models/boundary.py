@@ -187,7 +187,7 @@ def load_frame_weights(features: nn.Module, path: str | os.PathLike[str]) -> Non
         kept = {f"network.network.{name}": value for name, value in values.items() if not name.startswith("fc.")}
         features.load_state_dict(kept)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]  # of an empty file nothing is said
         raise ValueError(f"{path} does not hold the weights of torchvision's resnet50: {reason}") from error
 
 

@@ -6,7 +6,6 @@ on time-averaged features, max-pool, dropout, one linear layer with sigmoids.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from jaxtyping import Float
@@ -48,10 +47,17 @@ class ActionLocalizer(nn.Module):
         """
         last = list(self.encoder.backbone.feature_maps(clips).values())[-1]
         maps = last.mean(2)  # over time: (B, D, h, w)
-        # The stride is a power of two; the map of a size that it does not divide is rounded up, so no plain ratio.
-        scale = 1 / 2 ** round(math.log2(clips.shape[-1] / maps.shape[-1]))
+        scale = 1 / _stride(max(clips.shape[-2:]), max(maps.shape[-2:]))
         regions = roi_align(
             maps, [box.to(maps.dtype) for box in boxes], self.roi_size, scale, sampling_ratio=-1, aligned=True
         )
         logits: Tensor = self.classifier(self.dropout(regions.amax((2, 3))))
         return logits
+
+
+def _stride(size: int, left: int) -> int:
+    """The power of two that divides ``size`` pixels, rounded up, to ``left`` places of the map: 66 to 3 is by 32."""
+    stride = 1
+    while -(-size // stride) > left:
+        stride *= 2
+    return stride

@@ -27,11 +27,12 @@ def person_detector(weights: Path | None = None, device: torch.device | str = "c
         if weights is None:
             model = fasterrcnn_resnet50_fpn_v2(weights=FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1)
         else:
+            state = torch.load(weights, map_location="cpu", weights_only=True)
             model = fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None)
-            model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError, ValueError) as error:
+            model.load_state_dict(state)
+    except Exception as error:  # a file that is something else can fail in any way
         source = weights or FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1.url
-        reason = str(error).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"the person detector's weights cannot be had from {source}: {reason}. Download that file elsewhere and name "
             "it with --data.detector_weights, or give person boxes as a csv with --data.people"
