@@ -89,8 +89,10 @@ class SlowFast(Backbone):
         check_integers("fusion_kernel", [fusion_kernel], 1, odd=True)
         if width % beta:
             raise ValueError(f"width must be a multiple of beta; got {width} and {beta}")
-        if len(non_local) != 4:
-            raise ValueError(f"non_local must have the blocks of 4 stages; got {tuple(non_local)}")
+        if len(non_local) != 4 or any(
+            p not in range(n) for n, places in zip(blocks, non_local, strict=False) for p in places
+        ):
+            raise ValueError(f"non_local must name blocks that there are, for 4 stages; got {tuple(non_local)}")
         self.alpha, self.checkpoint_stages = alpha, checkpoint_stages
         slow_channels, fast_channels = width, width // beta
         self.slow_stem = _Stem(in_channels, slow_channels, 1)
