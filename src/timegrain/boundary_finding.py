@@ -92,9 +92,14 @@ class FindSettings:
     def __post_init__(self) -> None:
         if not self.window_seconds > 0:
             raise ValueError(f"window_seconds must be above 0, got {self.window_seconds}")
-        for name in ("prominence", "end_seconds"):
-            if not getattr(self, name) >= 0:
+        for name in ("prominence", "end_seconds", "gap_seconds"):
+            if getattr(self, name) is not None and not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+# Settings that say nothing to the other kind of model.
+_OF_DETECTORS = ("threshold", "mode")
+_OF_FEATURES = ("window_seconds", "prominence", "overlap", "end_seconds", "fps")
 
 
 class BoundaryFinder:
@@ -104,6 +109,9 @@ class BoundaryFinder:
         model: See :func:`find_boundaries`.
         device: ``auto`` takes a GPU where there is one.
         settings: How boundaries are found.
+
+    Raises:
+        ValueError: A setting says nothing to this kind of model.
     """
 
     def __init__(self, model: Model, device: str = "auto", settings: FindSettings | None = None) -> None:
@@ -120,6 +128,17 @@ class BoundaryFinder:
             self.embedder = model
         else:
             self.embedder = load(model, device, self.settings.batch_size)
+        self._refuse_ignored()
+
+    def _refuse_ignored(self) -> None:
+        """Say so rather than ignore what this kind of model cannot be told."""
+        kinds = ("an encoder", _OF_FEATURES), ("a trained detector", _OF_DETECTORS)
+        (other, theirs), (this, ours) = kinds if self.trained else kinds[::-1]
+        ignored = [name for name in theirs if getattr(self.settings, name) != getattr(FindSettings(), name)]
+        if ignored:
+            raise ValueError(
+                f"{', '.join(ignored)}: only {other} can be told that, and the model is {this}, which has {', '.join(ours)}"
+            )
 
     @property
     def trained(self) -> bool:
@@ -184,8 +203,8 @@ class BoundaryFinder:
         seen = self.embedder.embed(name, overlap=s.overlap, fps=s.fps, progress=progress)
         curve = change_curve(seen.features, seen.timestamps_seconds, s.window_seconds)
         gap = GAP_SECONDS if s.gap_seconds is None else s.gap_seconds
-        peaks = prominent_peaks(curve, seen.timestamps_seconds, seen.duration_seconds, s.prominence, gap, s.end_seconds)
         # The curve at a time step compares what is before it with what is from it on: the boundary is where it begins.
+        peaks = prominent_peaks(curve, seen.start_seconds, seen.duration_seconds, s.prominence, gap, s.end_seconds)
         return FoundBoundaries(
             name, seen.start_seconds[peaks], curve[peaks], curve, seen.timestamps_seconds, seen.duration_seconds, False
         )

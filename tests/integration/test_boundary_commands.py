@@ -227,6 +227,14 @@ def test_find_without_training_marks_where_features_change(changing_video, tmp_p
     with (tmp_path / "b.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [float(row["seconds"]) for row in rows] == pytest.approx(found.seconds.tolist(), abs=1e-4)
+    assert main([*command, "--out", str(tmp_path / "b.csv"), "--threshold=0.4"]) == 2
+    assert "threshold: only a trained detector can be told that, and the model is an encoder" in capsys.readouterr().err
+    nearest = min(strongest, found.duration_seconds - strongest)
+    for end_seconds, stays in ((nearest, True), (nearest + 0.01, False)):
+        again = timegrain.find_boundaries(changing_video, model=encoder, device="cpu", end_seconds=end_seconds)
+        assert (strongest in again.seconds) == stays
+    with pytest.raises(ValueError, match="gap_seconds must not be negative"):
+        timegrain.find_boundaries(changing_video, model=encoder, gap_seconds=-1.0)
 
 
 def test_find_boundaries_takes_a_trained_file(finished, world):
@@ -235,6 +243,8 @@ def test_find_boundaries_takes_a_trained_file(finished, world):
     assert found.trained
     assert found.seconds.tolist() == json.loads((finished / "predictions.json").read_text())[Path(path).stem]
     assert len(timegrain.find_boundaries(path, model=finished, device="cpu", threshold=2.0).seconds) == 0
+    with pytest.raises(ValueError, match="prominence: only an encoder can be told that"):
+        timegrain.find_boundaries(path, model=finished, device="cpu", prominence=2.0)
 
 
 @pytest.mark.parametrize(
