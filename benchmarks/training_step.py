@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from einops import reduce
@@ -65,9 +65,9 @@ class _Encoder(nn.Module):
         """Features (B, T', D) of clips (B, C, T, H, W)."""
         return self.backbone(clips)
 
-    def embed(self, features: Tensor, head: str) -> Tensor:
-        """Projections of features by one head."""
-        return self.heads[head](features)
+    def embed_each(self, features: Sequence[Tensor], head: str) -> list[Tensor]:
+        """Projections of both clips' features by one head."""
+        return self.heads[head].project_each(features)  # type: ignore[operator]
 
 
 def step_of(

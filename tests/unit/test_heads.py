@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -62,3 +64,33 @@ def test_norm_momentum_is_an_option() -> None:
 def test_impossible_sizes(sizes: tuple[int, int, int, int]) -> None:
     with pytest.raises(ValueError, match="sizes of at least 1"):
         ProjectionHead(*sizes)
+
+
+@pytest.mark.parametrize("mode", ["training", "evaluation", "no norms"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_several_groups_at_once_give_what_one_after_the_other_gives(mode: str, dtype: torch.dtype) -> None:
+    """Values, gradients, running statistics and their counts."""
+    torch.manual_seed(0)
+    head = ProjectionHead(12, 16, 3, 4, norm=mode != "no norms", norm_momentum=0.3).to(dtype)
+    head.train(mode != "evaluation")
+    twin = copy.deepcopy(head)
+    groups = [torch.randn(*shape, 12, dtype=dtype).requires_grad_() for shape in ((3, 5), (4,), (2, 2))]
+    towards = [torch.randn(*group.shape[:-1], 4, dtype=dtype) for group in groups]
+
+    def results(module: ProjectionHead, outputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        gradients = torch.autograd.grad(outputs, [*groups, *module.parameters()], towards)
+        return [*outputs, *gradients, *module.buffers()]
+
+    together = results(head, head.project_each(groups))
+    for ours, other in zip(together, results(twin, [twin(group) for group in groups]), strict=True):
+        torch.testing.assert_close(ours, other, rtol=1e-6, atol=1e-6)
+
+
+def test_each_norm_is_called_once_for_each_group() -> None:
+    """Norms over several processes exchange their statistics at every call."""
+    head, seen = ProjectionHead(6, 8, 2, 4), []
+    for layer in head.layers:
+        if isinstance(layer, nn.BatchNorm1d):
+            layer.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    head.project_each([torch.randn(3, 2, 6), torch.randn(5, 6)])
+    assert seen == [6, 5, 6, 5]

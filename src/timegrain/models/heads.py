@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 NORM_MOMENTUM = 0.003  # Keras writes the same number as 0.997
 NORM_EPS = 1e-5
@@ -72,3 +76,26 @@ class ProjectionHead(nn.Module):
         rows = rearrange(features, "... d -> (...) d")
         projected: Tensor = self.layers(rows)
         return projected.reshape(*features.shape[:-1], self.out_features)
+
+    def project_each(self, groups: Sequence[Float[Tensor, "... d"]]) -> list[Float[Tensor, "... c"]]:
+        """What :meth:`forward` gives for one group after the other, with every weight read once for all of them.
+
+        Norms see each group by itself, in order. The weights are large and the rows few, so reading them is what a head
+        costs.
+
+        Args:
+            groups: (..., D) each.
+
+        Returns:
+            (..., C) each, not normalised.
+        """
+        rows = [rearrange(features, "... d -> (...) d") for features in groups]
+        lengths = [len(part) for part in rows]
+        joined = torch.cat(rows)
+        for layer in self.layers:
+            if isinstance(layer, _BatchNorm):
+                joined = torch.cat([layer(part) for part in torch.split(joined, lengths)])
+            else:
+                joined = layer(joined)
+        parts = zip(torch.split(joined, lengths), groups, strict=True)
+        return [part.reshape(*features.shape[:-1], self.out_features) for part, features in parts]

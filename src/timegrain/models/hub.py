@@ -10,7 +10,7 @@ import dataclasses
 import inspect
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_type_hints
@@ -179,9 +179,27 @@ class VideoEncoder(
         Raises:
             ValueError: There is no such head.
         """
-        if head not in self.heads:
-            raise ValueError(f"this encoder has no head {head!r}; it has {', '.join(self.heads) or 'none'}")
-        return cast(Tensor, self.heads[head](features))
+        return cast(Tensor, self._head(head)(features))
+
+    def embed_each(self, features: Sequence[Float[Tensor, "b _ d"]], head: str) -> list[Float[Tensor, "b _ c"]]:
+        """What :meth:`embed` gives for one clip's features after the other's; large heads are run once for all of them.
+
+        Args:
+            features: (B, T, D) of each clip.
+            head: Name of the head.
+
+        Returns:
+            (B, T, C) of each clip, not normalised.
+
+        Raises:
+            ValueError: There is no such head.
+        """
+        return self._head(head).project_each(features)
+
+    def _head(self, name: str) -> projection.ProjectionHead:
+        if name not in self.heads:
+            raise ValueError(f"this encoder has no head {name!r}; it has {', '.join(self.heads) or 'none'}")
+        return cast(projection.ProjectionHead, self.heads[name])
 
     def _save_pretrained(self, save_directory: Path) -> None:
         with atomic_path(save_directory / constants.CONFIG_NAME) as temporary:

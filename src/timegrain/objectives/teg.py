@@ -48,9 +48,12 @@ class TeG(Objective):
             ``loss`` and the parts to log, as :meth:`timegrain.losses.TeGLoss.forward` names them.
         """
         (long_clip, short_clip), (long_indices, short_indices) = clips, indices
-        long, short = (
-            in_chunks(self._project, [clip], self.chunk_size, self.encoder) for clip in (long_clip, short_clip)
-        )
+        if self.chunk_size is None or len(long_clip) <= self.chunk_size:
+            long, short = self._project_both(long_clip[:], short_clip[:])
+        else:
+            long, short = (
+                in_chunks(self._project, [clip], self.chunk_size, self.encoder) for clip in (long_clip, short_clip)
+            )
         losses: dict[str, Tensor] = self.loss(short, long, short_indices, long_indices)
         return losses
 
@@ -58,3 +61,9 @@ class TeG(Objective):
         """Every time step, projected by each head."""
         features = self.encoder(clips)
         return {head: self.encoder.embed(features, head) for head in self.loss.heads}
+
+    def _project_both(self, *clips: Tensor) -> Sequence[dict[str, Tensor]]:
+        """The same of clips that need no chunks, each head run once for all of them."""
+        features = [self.encoder(clip) for clip in clips]
+        projected = {head: self.encoder.embed_each(features, head) for head in self.loss.heads}
+        return [{head: parts[number] for head, parts in projected.items()} for number in range(len(clips))]
