@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from timegrain import callbacks, checkpoints
 from timegrain.cli import main
 from timegrain.data import clips
+from timegrain.data.manifest import Manifest
 from timegrain.objectives.teg import TeG
 from timegrain.tasks.training import TrainingTask
 
@@ -278,6 +279,26 @@ def test_a_first_try_that_failed_does_not_bind_the_second(manifest: Path, tmp_pa
     assert pretrain(out, f"--data.manifest={manifest}", "--run.steps=1", "--data.batch_size=99") == 2
     assert "batch size of at most 8" in capsys.readouterr().err
     assert pretrain(out, f"--data.manifest={manifest}", "--run.steps=1", "--data.batch_size=8") == 0
+
+
+@pytest.mark.parametrize("options", [["--data.batch_size=99"], []])
+def test_the_list_of_another_folder_is_not_trained_on(video_folder: Path, tmp_path: Path, options: list[str], capsys):
+    """A first try that failed, or a run that is begun anew, leaves a manifest; its videos are not those asked for now."""
+    videos = sorted(video_folder.rglob("*.mp4"))
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        for video in videos[:4]:
+            (tmp_path / name / video.name).symlink_to(video)
+    out = tmp_path / "run"
+    small = ["--run.steps=1", "--data.batch_size=4"]
+    assert pretrain(out, f"--data.folder={tmp_path / 'one'}", *small, *options) == (2 if options else 0)
+    again = [] if options else ["--run.restart=true"]
+    assert pretrain(out, f"--data.folder={tmp_path / 'two'}", *small, *again) == 0
+    assert {Path(row.path).parent.name for row in Manifest.open(out / "manifest.parquet")} == {"two"}
+    if not options:  # a run that is there keeps its list, and says that the folder is another
+        assert pretrain(out, f"--data.folder={tmp_path / 'one'}", *small) == 2
+        assert "data.folder" in capsys.readouterr().err
+        assert {Path(row.path).parent.name for row in Manifest.open(out / "manifest.parquet")} == {"two"}
 
 
 def test_a_corrupt_checkpoint_is_one_message_and_nothing_is_lost(manifest: Path, tmp_path: Path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence, Sized
@@ -22,6 +23,7 @@ from timegrain.data.clips import VideoClips
 from timegrain.data.frame_cache import FrameCache
 from timegrain.data.loading import EpochBatchSampler, ResumableLoader
 from timegrain.data.manifest import Manifest
+from timegrain.data.probing import find_files
 from timegrain.data.scan import scan
 from timegrain.data.transforms import AugmentConfig
 from timegrain.distributed import chunk_rows
@@ -106,10 +108,12 @@ def resolve(
         manifest_path = run.out / "manifest.parquet"
         if not data.folder.is_dir():
             raise ValueError(f"{data.folder} is not a folder; --data.folder takes a folder of videos")
-        if not manifest_path.exists() and is_first_process():
+        goes_on = _holds_run(run.out) and not run.restart
+        if is_first_process() and not _lists(manifest_path, data.folder, goes_on):
             with redirect_stdout(sys.stderr):  # standard output belongs to what `--json` prints at the end
                 scan(data.folder, out=manifest_path)
-        wait_for(manifest_path)
+        while not _lists(manifest_path, data.folder, goes_on):
+            time.sleep(0.5)
     assert manifest_path is not None
     everything = Manifest.open(manifest_path)
     splits = set(everything.column("split").to_pylist())
@@ -162,10 +166,12 @@ def is_first_process() -> bool:
     return int(getattr(rank_zero_only, "rank", None) or 0) == 0
 
 
-def wait_for(path: Path) -> None:
-    """Wait for a file that the first process makes."""
-    while not path.exists():
-        time.sleep(0.5)
+def _lists(path: Path, folder: Path, is_of_run: bool) -> bool:
+    """Whether a manifest is there and, unless a run goes on with it, has the folder's videos: a first try may have failed."""
+    if is_of_run or not path.exists():
+        return path.exists()
+    known = Manifest.open(path).column("path").to_pylist()
+    return {os.path.abspath(video) for video in known} == {os.path.abspath(video) for video in find_files(folder)}
 
 
 def settings(configs: dict[str, Any]) -> dict[str, Any]:
@@ -210,8 +216,7 @@ def open_run(out: Path, configs: dict[str, Any], command: str = "pretrain") -> P
         aside.mkdir()
         for item in [item for item in out.iterdir() if not item.name.startswith(("before-", "manifest", "frames"))]:
             item.rename(aside / item.name)
-    # Without a checkpoint or weights there is nothing to go on from: a first try that failed must not bind the second.
-    holds_run = any(out.glob("checkpoints/*.ckpt")) or any(out.glob("*.safetensors"))
+    holds_run = _holds_run(out)
     if path.exists() and holds_run:
         try:
             old = _flat(yaml.safe_load(path.read_text()))
@@ -236,6 +241,11 @@ def open_run(out: Path, configs: dict[str, Any], command: str = "pretrain") -> P
                 + yaml.safe_dump({**values, "run": {**values["run"], "restart": False}}, sort_keys=False)
             )
     return checkpoint if checkpoint.exists() else None
+
+
+def _holds_run(out: Path) -> bool:
+    """Whether there is something to go on from: a first try that failed must not bind the second."""
+    return any(out.glob("checkpoints/*.ckpt")) or any(out.glob("*.safetensors"))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
