@@ -193,13 +193,14 @@ def test_messages(weights: Path, manifest: Path, video_folder: Path, tmp_path: P
         (["probe", "linear", "--weights", tmp_path / "no.safetensors", "--data.manifest", manifest], "does not exist"),
         (["finetune", "--data.manifest", manifest, "--model.backbone", "r3d51"], "unknown backbone 'r3d51'"),
         (["finetune", "--data.manifest", manifest, "--data.batch_size", 64], "use a batch size of at most 6"),
+        (["finetune", "--data.manifest", manifest, "--split", 1, 9], "no column 'split9'"),
     ]:
         tiny = [word for word in TINY if "batch_size" not in word]
         code, _, err = run(capsys, *arguments, "--run.out", tmp_path / "run", *tiny)
         assert code == 2
         assert message in err, err
         assert "Traceback" not in err
-        assert not (tmp_path / "run" / "config.yaml").exists()  # put right, the command may be typed again
+        assert not list(tmp_path.glob("run/**/config.yaml"))  # put right, the command may be typed again
 
 
 @pytest.mark.parametrize(

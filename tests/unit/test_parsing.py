@@ -91,6 +91,21 @@ def test_a_value_that_does_not_fit_is_one_line(arguments, message, capsys):
 
 
 @pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("finetune", "--test.num_clips"), ("finetune", "--test.batch_size"), ("finetune", "--data.num_frames"),
+        ("probe linear", "--test.crop_size"), ("probe attentive", "--classifier.num_heads"),
+        ("boundaries train", "--evaluation.every"), ("boundaries train", "--evaluation.batch_size"),
+        ("localize", "--data.short_side"), ("finetune vidsitu", "--data.batch_size"),
+    ],
+)  # fmt: skip
+def test_a_size_that_means_nothing_is_refused_before_a_long_training(command, option, capsys):
+    needed = [] if command.startswith("boundaries") else ["--data.manifest=m.parquet", "--weights=w"]
+    assert main([*command.split(), *needed, f"{option}=0"]) == 2
+    assert f"{option} must be at least 1, got 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"a: [1, 2\n b: {", "is not YAML: "),

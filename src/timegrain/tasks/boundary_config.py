@@ -9,6 +9,7 @@ from typing import Any, Literal
 from timegrain.boundaries import GAP_SECONDS, TOLERANCE_SECONDS
 from timegrain.boundary_layout import Mode
 from timegrain.models.boundary_heads import Pooling
+from timegrain.tasks.config import check_smallest
 
 
 @dataclass
@@ -50,6 +51,10 @@ class BoundaryDataConfig:
     cache_folder: Path | None = None
     max_failure_share: float = 0.01
 
+    def __post_init__(self) -> None:
+        sizes = dict.fromkeys(("num_frames", "stride", "every", "crop_size", "batch_size"), 1)
+        check_smallest(self, "data", sizes | dict.fromkeys(("tolerance_seconds", "workers", "max_failure_share"), 0))
+
 
 @dataclass
 class DetectorConfig:
@@ -86,6 +91,9 @@ class PickingConfig:
     rule: Literal["auto", "runs", "peaks"] = "auto"
     gap_seconds: float = GAP_SECONDS
 
+    def __post_init__(self) -> None:  # here, because boundaries are picked after the training
+        check_smallest(self, "picking", {"gap_seconds": 0})
+
 
 @dataclass
 class DecayConfig:
@@ -98,6 +106,9 @@ class DecayConfig:
 
     every_epochs: int = 10
     factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_smallest(self, "decay", {"every_epochs": 0, "factor": 0})
 
 
 @dataclass
@@ -118,3 +129,6 @@ class BoundaryEvaluationConfig:
     every: int | None = None
     batch_size: int = 16
     video_floors: bool = True
+
+    def __post_init__(self) -> None:  # here, because videos are scored after the training
+        check_smallest(self, "evaluation", {"every": 1, "batch_size": 1})

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from timegrain.data.transforms import Rounding
+from timegrain.tasks.config import check_smallest
 
 
 @dataclass
@@ -39,6 +40,12 @@ class LabelledDataConfig:
     cache: bool = False
     cache_folder: Path | None = None
     max_failure_share: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_smallest(
+            self, "data",
+            {"num_frames": 1, "stride": 1, "crop_size": 1, "batch_size": 1, "workers": 0, "max_failure_share": 0},
+        )  # fmt: skip
 
 
 @dataclass
@@ -73,6 +80,9 @@ class ClassifierConfig:
     num_heads: int = 16
     random_weights: int = 1
 
+    def __post_init__(self) -> None:
+        check_smallest(self, "classifier", {"num_blocks": 0, "num_heads": 1, "random_weights": 0})
+
 
 @dataclass
 class EvaluationConfig:
@@ -91,3 +101,6 @@ class EvaluationConfig:
     crop_size: int | None = None
     rounding: Rounding = "truncate"
     batch_size: int = 8
+
+    def __post_init__(self) -> None:  # here, because a test comes after the training
+        check_smallest(self, "test", {"num_clips": 1, "crop_size": 1, "batch_size": 1})

@@ -101,9 +101,9 @@ def run_splits(task: Task, settings: Settings, json: bool) -> None:
     everything = Manifest.open(source)
     out = settings.run.out or Path("runs") / f"{source.stem}-{COMMANDS[task].replace(' ', '-')}"
     numbers: list[int | None] = list(settings.split) if settings.split else [None]
+    manifests = [everything if number is None else everything.with_split(f"split{number}") for number in numbers]
     runs = []
-    for number in numbers:
-        manifest = everything if number is None else everything.with_split(f"split{number}")
+    for number, manifest in zip(numbers, manifests, strict=True):
         place = out if len(numbers) == 1 else out / f"split{number}"
         chosen = replace(settings, run=replace(settings.run, out=place), split=None if number is None else [number])
         runs.append(_train_and_test(task, chosen, manifest))

@@ -26,6 +26,7 @@ from timegrain.models.people import find_people, person_detector
 from timegrain.progress import track
 from timegrain.report.results import Result
 from timegrain.sampling import ClipSpec
+from timegrain.tasks.config import check_smallest
 
 
 @dataclass
@@ -64,6 +65,10 @@ class LocalizationData:
     batch_size: int = 16
     workers: int | None = None
     max_failure_share: float = 0.01
+
+    def __post_init__(self) -> None:
+        sizes = ("num_frames", "stride", "crop_size", "short_side", "max_people", "batch_size")
+        check_smallest(self, "data", dict.fromkeys(sizes, 1) | {"workers": 0, "max_failure_share": 0})
 
 
 @dataclass(frozen=True)

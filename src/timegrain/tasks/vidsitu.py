@@ -38,7 +38,7 @@ from timegrain.report.results import Result, Row, method_name, write_result
 from timegrain.sampling import ClipSpec
 from timegrain.tasks.classification import TRAINED, ClassificationTask, bare_encoder
 from timegrain.tasks.classifier_config import BackboneConfig
-from timegrain.tasks.config import TrainingConfig
+from timegrain.tasks.config import TrainingConfig, check_smallest
 from timegrain.tasks.labelled_runs import SCRATCH_NAMES
 from timegrain.tasks.resuming import go_on
 from timegrain.tasks.setup import build_loader, open_run, plan
@@ -82,6 +82,10 @@ class EventData:
     batch_size: int = 16
     workers: int | None = None
     max_failure_share: float = 0.01
+
+    def __post_init__(self) -> None:
+        sizes = dict.fromkeys(("num_frames", "stride", "crop_size", "batch_size"), 1)
+        check_smallest(self, "data", sizes | {"workers": 0, "max_failure_share": 0})
 
 
 def probe_vidsitu(
