@@ -15,7 +15,10 @@ from timegrain.data.event_clips import VideoEvents
 from timegrain.data.manifest import Manifest
 from timegrain.models.hub import EncoderConfig, VideoEncoder, save_weights
 from timegrain.report.results import read_result
+from timegrain.tasks.config import TrainingConfig
+from timegrain.tasks.setup import free_workers
 from timegrain.tasks.verb_scoring import ranked_verbs, score_verbs, write_predictions
+from timegrain.tasks.vidsitu import EventData, _open
 
 VERBS = ("rise.01", "sink.01", "wait.01")
 SMALL = [
@@ -58,10 +61,16 @@ def vidsitu(tmp_path_factory):
     return root
 
 
+def test_without_a_number_of_workers_videos_are_decoded_beside_the_training(vidsitu):
+    data, *_ = _open(EventData(vidsitu / "m.parquet"), EncoderConfig("r3d_tiny"), TrainingConfig())
+    assert data.workers == free_workers(None)
+
+
 @pytest.mark.parametrize("features", ["centred", "dense"])
 def test_exact_probe_tells_events_apart_and_writes_the_official_file(vidsitu, tmp_path, capsys, features):
     command = ["probe", "vidsitu", f"--weights={vidsitu}/weights.safetensors", f"--data.manifest={vidsitu}/m.parquet"]
-    assert main([*command, *SMALL, f"--features={features}", f"--run.out={tmp_path}", "--json"]) == 0
+    options = [f"--features={features}", f"--run.out={tmp_path}", "--random_seeds=2", "--run.seed=3"]
+    assert main([*command, *SMALL, *options, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     result = read_result(tmp_path / "result.json")
     trained = result.rows[0]
@@ -72,6 +81,7 @@ def test_exact_probe_tells_events_apart_and_writes_the_official_file(vidsitu, tm
     assert constant.role == "floor"
     assert constant.scores["matching"] == pytest.approx(0.2)
     assert {row.method for row in result.rows} >= {"random weights", "human, leave one out"}
+    assert [row.seed for row in result.rows if row.method == "random weights"] == [3, 4]
     assert ("raw pixels" in {row.method for row in result.rows}) == (features == "centred")
     assert printed["scores"][0]["scores"] == trained.scores
     entries = pickle.loads((tmp_path / "predictions.pkl").read_bytes())

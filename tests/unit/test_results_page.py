@@ -43,6 +43,13 @@ def test_floors_measured_again_count_once_and_seeds_count_each(tmp_path):
     assert len(group.methods("ceiling")["supervised"]) == 1
 
 
+def test_rows_of_one_result_are_never_taken_for_each_other(tmp_path):
+    """Weights without a config.yaml beside them have no seed, and small test sets give equal scores."""
+    rows = [Row("TeG-FG", {"top1": score}) for score in (0.5, 0.6, 0.6)]
+    (group,) = group_results([(tmp_path, Result("ucf101", "linear probe", {"top1": "top-1"}, rows))] * 2)
+    assert [row.scores["top1"] for row in group.methods("trained")["TeG-FG"]] == [0.5, 0.6, 0.6]
+
+
 def test_the_reading_is_computed_from_the_numbers(tmp_path):
     better = [(tmp_path, a_result(seed, 0.5 + seed / 100)) for seed in range(3)]
     worse = [(tmp_path, a_result(seed, 0.05 + seed / 1000)) for seed in range(3)]

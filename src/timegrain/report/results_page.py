@@ -43,14 +43,18 @@ class Group:
         return f"{self.first.benchmark}: {self.first.task}" + (f" ({self.differs})" if self.differs else "")
 
     def methods(self, role: Role) -> dict[str, list[Row]]:
-        """Rows by method, in order of first appearance; the same seed of a floor measured twice counts once."""
-        found: dict[str, dict[Any, Row]] = {}
-        for number, (_, result) in enumerate(self.results):
+        """Rows by method, in order of first appearance; what several results measured alike counts once.
+
+        That is the same seed with the same scores, such as a floor that every run has beside it. Rows of one result are
+        different things that were measured side by side, also where their seeds are not known.
+        """
+        found: dict[str, list[Row]] = {}
+        for _, result in self.results:
+            before = {method: list(rows) for method, rows in found.items()}
             for row in (row for row in result.rows if row.role == role):
-                seeds = found.setdefault(row.method, {})
-                again = [seed for seed, known in seeds.items() if known.seed == row.seed and known.scores == row.scores]
-                seeds.setdefault(again[0] if again else (row.seed, number), row)
-        return {method: list(rows.values()) for method, rows in found.items()}
+                if row not in before.get(row.method, ()):
+                    found.setdefault(row.method, []).append(row)
+        return found
 
     def scores(self, rows: Sequence[Row], metric: str) -> list[float]:
         """One score per row that has it."""

@@ -215,11 +215,7 @@ def _result(
         Row(f"{name}, annotated boxes", {"map": found.ceiling["map"] or 0.0}, "ceiling", run.seed),
     ]
     protocol = {
-        **{
-            key: value
-            for key, value in asdict(data).items()
-            if key not in ("manifest", "people", "detector_weights", "workers")
-        },
+        **{key: value for key, value in asdict(data).items() if key not in _NOT_PROTOCOL},
         "people": "file" if data.people else "torchvision Faster R-CNN R50 FPN v2",
         "freeze": options["freeze"],
         "metric": "frame-mAP at overlap 0.5, official rules, at most 50 detections per frame",

@@ -41,7 +41,7 @@ from timegrain.tasks.classifier_config import BackboneConfig
 from timegrain.tasks.config import TrainingConfig, check_smallest
 from timegrain.tasks.labelled_runs import SCRATCH_NAMES
 from timegrain.tasks.resuming import go_on
-from timegrain.tasks.setup import build_loader, open_run, plan
+from timegrain.tasks.setup import build_loader, free_workers, is_first_process, open_run, plan
 from timegrain.tasks.training import fit, quieten
 from timegrain.tasks.verb_scoring import (
     METRICS,
@@ -105,7 +105,7 @@ def probe_vidsitu(
 
     By default features are computed once and the linear layer is found exactly, its penalty chosen by cross-validation on
     training videos. `--mode sgd` is the paper's way: 100 epochs of SGD on augmented clips (its rate of 4.0 is 0.5 here per
-    16 events, if its batch was 128). Writes OUT/predictions.pkl in the official form, result.json and features.
+    16 events, if its batch was 128). Writes OUT/predictions.pkl in the official form and result.json.
 
     Examples::
 
@@ -138,10 +138,12 @@ def probe_vidsitu(
     check_annotators(events[1])
     verbs = sorted({verb for video in events[0].verbs for verb in video})
     models: dict[str, torch.nn.Module] = {TRAINED: encoder}
+    seeds: dict[str, int] = {}
     with torch.random.fork_rng(devices=[]):
-        for seed in range(random_seeds):
-            torch.manual_seed(run.seed + seed)
+        for seed in range(run.seed, run.seed + random_seeds):
+            torch.manual_seed(seed)
             models[f"random weights {seed}"] = VideoEncoder(replace(encoder.config, heads=()))
+            seeds[f"random weights {seed}"] = seed
     if pixels and features == "centred":
         models["raw pixels"] = PixelFeatures()
     device = choose_device("cpu" if run.accelerator == "cpu" else "auto")
@@ -162,7 +164,7 @@ def probe_vidsitu(
             write_predictions(out / "predictions.pkl", logits, verbs, events[1].index_in_split)
             rows.append(Row(method_name(encoder.config.extra), scores, seed=run.seed))
         else:
-            rows.append(Row(name.rstrip("0123456789 "), scores, "floor", run.seed if "random" in name else None))
+            rows.append(Row(name.rstrip("0123456789 "), scores, "floor", seeds.get(name)))
     protocol = {"features": features, "classifier": "exact logistic regression, l2 by 5-fold cross-validation"}
     _finish("linear probe", rows, events, protocol, data, tested, broken_test, out, started, json)
 
@@ -249,7 +251,8 @@ def _train(
         {TRAINED: encoder}, {TRAINED: classifier}, frozen, optim, length, out, tuple(verbs),
         {"kind": "linear", "normalise": frozen, "dropout": dropout}, run.channels_last,
     )  # fmt: skip
-    run_record(out, {"started": started, "schedule": length.__dict__})
+    if is_first_process():
+        run_record(out, {"started": started, "schedule": length.__dict__})
 
     def loader(trainer: Trainer) -> Any:
         return build_loader(clips, collate, data, run, trainer)
@@ -277,6 +280,7 @@ def _open(data: EventData, config: EncoderConfig, run: TrainingConfig) -> tuple[
     everything = Manifest.open(data.manifest)
     data = replace(
         data,
+        workers=free_workers(data.workers),
         num_frames=data.num_frames or config.clip_num_frames,
         stride=data.stride or config.clip_stride,
         crop_size=data.crop_size or config.crop_size,
