@@ -92,15 +92,16 @@ def test_finished_jobs_are_collected_with_their_floors_and_drawn(tmp_path, capsy
     assert (tmp_path / "out" / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_slurm_array_runs_one_job_per_task(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("asked", [["--slurm"], ["--slurm=true"], ["--slurm", "true"]])
+def test_a_slurm_array_runs_one_job_per_task(tmp_path, capsys, monkeypatch, asked):
     file = write(tmp_path)
-    monkeypatch.setattr("sys.argv", ["timegrain", "sweep", str(file), "--videos", "v.parquet", "--slurm"])
+    monkeypatch.setattr("sys.argv", ["timegrain", "sweep", str(file), *asked, "--videos", "v.parquet"])
     sweep(file, out=tmp_path / "out", videos=tmp_path, slurm=True)
     text = (tmp_path / "out" / "sweep.sbatch").read_text()
     assert capsys.readouterr().out.strip() == str(tmp_path / "out" / "sweep.sbatch")
     assert "--array=0-5" in text
     assert '--job "$SLURM_ARRAY_TASK_ID"' in text
-    assert "--slurm" not in text
+    assert f"sweep {file} --videos v.parquet --out" in text
 
 
 @pytest.mark.parametrize(
@@ -110,11 +111,22 @@ def test_a_slurm_array_runs_one_job_per_task(tmp_path, capsys, monkeypatch):
         ({"figure": None}, "no 'figure'"),
         ({"settings": [{"name": "a"}, {"name": "a"}]}, "needs a name of its own"),
         ({"figure": {"scores": ["gebd.f1"]}}, "no evaluation 'gebd'"),
+        ({"figure": {"scores": "probe.top1"}}, "a list of EVALUATION.METRIC"),
+        ({"figure": {"scores": ["probe"]}}, "a list of EVALUATION.METRIC"),
+        ({"figure": 3}, "figure holds names with their values, not 3"),
+        ({"settings": PLAN["settings"] + [{"name": "PS"}]}, "objective.alpha on an axis, but 'PS' gives no number"),
+        ({"settings": 3}, "settings is a list, not 3"),
+        ({"settings": ["a"]}, "a setting holds options with their values, among them a name, not 'a'"),
+        ({"settings": [{"name": "a", "weights": "w"}]}, "weights can only be none"),
+        ({"seeds": 3}, "seeds is a list, not 3"),
+        ({"evaluations": {"probe": {"manifest": "m"}}}, "evaluation 'probe' needs a command"),
+        ({"settings": [{"name": "a b", "objective.alpha": 0}, {"name": "a-b", "objective.alpha": 1}]}, "would share"),
+        ({"seeds": [0, 0]}, "would share the folder"),
     ],
 )
 def test_a_file_that_is_no_sweep_is_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        load_sweep(write(tmp_path, **changes), tmp_path, tmp_path)
+        plan_jobs(load_sweep(write(tmp_path, **changes), tmp_path, tmp_path), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +162,8 @@ def test_a_setting_may_pretrain_nothing_and_choose_its_evaluations(tmp_path):
     }
     scratch = {"name": "scratch", "weights": "none", "evaluations": {"finetune": {"model.backbone": "r3d_tiny"}}}
     other = {"name": "cvrl", "config": "cvrl.yaml"}
-    file = write(tmp_path, evaluations=evaluations, settings=[*PLAN["settings"][:1], other, scratch])
+    by_name = {"scores": ["probe.linear"]}
+    file = write(tmp_path, evaluations=evaluations, settings=[*PLAN["settings"][:1], other, scratch], figure=by_name)
     plan = load_sweep(file, tmp_path / "v", tmp_path / "v", {"people": tmp_path / "p.parquet"})
     jobs = plan_jobs(plan, tmp_path / "out")
     assert [list(job.commands) for job in jobs[::2]] == [["pretrain", "finetune", "probe"]] * 2 + [["finetune"]]
@@ -165,7 +178,7 @@ def test_a_setting_may_pretrain_nothing_and_choose_its_evaluations(tmp_path):
         load_sweep(file, tmp_path / "v", tmp_path / "v")
     scratch["evaluations"] = {"nothing": {}}
     with pytest.raises(ValueError, match="no evaluation 'nothing'"):
-        load_sweep(write(tmp_path, settings=[scratch]), tmp_path / "v", tmp_path / "v")
+        load_sweep(write(tmp_path, settings=[scratch], figure=by_name), tmp_path / "v", tmp_path / "v")
 
 
 def test_open_videos_and_impossible_jobs_are_refused(tmp_path):

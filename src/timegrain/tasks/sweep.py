@@ -8,6 +8,7 @@ or as a SLURM array whose script is written on request.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json as json_module
 import re
 import shlex
@@ -16,7 +17,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -172,6 +173,7 @@ def load_sweep(
         what = f"unknown key {unknown[0]!r}" if unknown else f"no {absent[0]!r}"
         raise ValueError(f"{file} has {what}; a sweep has {', '.join(names)}")
 
+    _check_shapes(file, values)
     paths = {"videos": videos, "eval_videos": eval_videos, **(manifests or {})}
 
     def put_in(value: Any) -> Any:
@@ -205,14 +207,46 @@ def load_sweep(
         evaluations=evaluations,
     )
     for setting in plan.settings:
-        for name in setting.get("evaluations", ()):
+        for name in setting.get("evaluations") or ():
             if name not in plan.evaluations:
                 raise ValueError(f"setting {setting['name']!r} of {file} has no evaluation {name!r} to choose")
     for score in _scores(plan):
         evaluation = score.partition(".")[0]
         if evaluation not in plan.evaluations:
             raise ValueError(f"the figure of {file} draws {score!r}, but there is no evaluation {evaluation!r}")
+    for axis in (plan.figure[key] for key in ("x", "y") if plan.figure.get(key)):
+        for setting in plan.settings:  # else the figure would fail when all runs are done
+            try:
+                float(setting[axis])
+            except (KeyError, TypeError, ValueError):
+                what = f"the figure of {file} has {axis} on an axis, but {setting['name']!r} gives no number"
+                raise ValueError(what) from None
     return plan
+
+
+def _check_shapes(file: Path, values: Mapping[str, Any]) -> None:
+    """Refuse what is no list or no mapping where one is needed."""
+
+    def refuse(what: str) -> NoReturn:
+        raise ValueError(f"{file}: {what}")
+
+    for key in ("pretrain", "evaluations", "figure", "published"):
+        if not isinstance(values.get(key, {}), dict):
+            refuse(f"{key} holds names with their values, not {values[key]!r}")
+    for key in ("settings", "seeds"):
+        if key in values and not (isinstance(values[key], list) and values[key]):
+            refuse(f"{key} is a list, not {values[key]!r}")
+    for setting in values["settings"]:
+        if not isinstance(setting, dict):
+            refuse(f"a setting holds options with their values, among them a name, not {setting!r}")
+        if setting.get("weights", "none") != "none":
+            refuse(f"a setting's weights can only be none, which pre-trains nothing, not {setting['weights']!r}")
+    for name, evaluation in values["evaluations"].items():
+        if name == "pretrain" or not isinstance(evaluation, dict) or "command" not in evaluation:
+            refuse(f"evaluation {name!r} needs a command with its options, and another name than pretrain")
+    scores = values["figure"].get("scores")
+    if not isinstance(scores, list) or not all("." in str(score) for score in scores):
+        refuse(f"the figure's scores are a list of EVALUATION.METRIC, not {scores!r}")
 
 
 def _scores(plan: Sweep) -> list[str]:
@@ -241,6 +275,12 @@ def plan_jobs(plan: Sweep, out: Path) -> list[Job]:
                 }
                 commands[evaluation] = [*str(values["command"]).split(), *_options(options)]
             jobs.append(Job(name, seed, folder, commands))
+    for first, second in itertools.combinations(jobs, 2):
+        if first.folder == second.folder:
+            raise ValueError(
+                f"{first.setting!r} and {second.setting!r} under seed {second.seed} would share the folder "
+                f"{second.folder}; give each setting a name of its own, and each seed once"
+            )
     return jobs
 
 
@@ -272,12 +312,10 @@ def _run(job: Job) -> bool:
 
 def _write_array(out: Path, jobs: Sequence[Job]) -> Path:
     """A SLURM script in which every task runs one job of this sweep."""
-    words, skip = [], False
-    for word in sys.argv[1:]:
-        if word == "--slurm" or skip:
-            skip = False
-            continue
-        words.append(word)
+    words = sys.argv[1:]
+    for place in [i for i, word in enumerate(words) if word.partition("=")[0] == "--slurm"][:1]:
+        has_value = words[place] == "--slurm" and words[place + 1 : place + 2] == ["true"]
+        del words[place : place + 1 + has_value]
     script = out / "sweep.sbatch"
     text = f"""#!/bin/bash
 # One task per job; tasks of finished jobs end at once. Add what your cluster wants (partition, account, GPUs, time).
@@ -331,7 +369,7 @@ def _draw(
     }
     means = {score: {m: sum(v) / len(v) for m, v in methods.items()} for score, methods in floors.items()}
     if x and y:
-        places = {name: (values[name][x], values[name][y]) for name in values}
+        places = {name: (float(values[name][x]), float(values[name][y])) for name in values}
         return sweep_grid(series, places, (str(x), str(y)), plan.title)
     numbers = {name: float(values[name][x]) for name in values} if x else None
     return sweep_lines(series, numbers, str(x or ""), plan.title, means, plan.published)
