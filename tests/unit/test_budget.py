@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -18,8 +20,9 @@ from timegrain.tasks.budget import (
     stated_loading,
     store_seconds,
 )
+from timegrain.tasks.config import DataConfig, RunConfig
 from timegrain.tasks.hardware import GPUS, find_gpu
-from timegrain.tasks.setup import Schedule
+from timegrain.tasks.setup import Schedule, length_of, plan
 
 PAPER = (ClipSpec(32, 4), ClipSpec(16, 2))
 
@@ -97,3 +100,11 @@ def test_rates_of_a_gpu_are_ranges_of_the_right_peak():
     assert 0.85 < t4.usable_bytes() / (16 * 2**30) * 1.08 < 1
     with pytest.raises(ValueError, match=r"--gpu h10: not in the table\. Did you mean h100\?"):
         find_gpu("h10")
+
+
+def test_an_epoch_ends_with_a_step_that_its_last_batches_do_not_fill():
+    """As the engine does it: 10 batches in threes are 4 steps, of which the last has one batch."""
+    run = RunConfig(accumulate=3, epochs=10, warmup_epochs=2)
+    whole = plan(DataConfig(batch_size=4), run, num_videos=40)
+    assert (whole.steps, whole.epoch_steps, whole.epochs, whole.warmup_steps, whole.samples) == (40, 4, 10, 8, 400)
+    assert length_of(4, 10, replace(run, steps=6)).samples == 40 + 24

@@ -111,7 +111,7 @@ class BoundaryTask(TrainingTask):
     def configure_optimizers(self) -> Any:
         """The optimiser, a linear warm-up, and steps down."""
         optimizer = build_optimizer(self.detector, self.optim)
-        warmup, per_epoch, decay = self.length.warmup_steps, self.length.steps_per_epoch, self.decay
+        warmup, per_epoch, decay = self.length.warmup_steps, self.length.epoch_steps, self.decay
 
         def factor(step: int) -> float:
             step -= self.length.shift
@@ -283,7 +283,7 @@ def _describe(
             f"pixels, a candidate every {config.every} frames ({layout.num_candidates(frames)} in a video of {frames})",
             f"batch           {length.global_batch} {unit}",
             f"optimiser       {optim.name}, learning rate {optim.learning_rate:g}",
-            f"length          {length.steps:,} steps ({length.epochs:.1f} epochs of {length.steps_per_epoch:.0f})",
+            f"length          {length.steps:,} steps ({length.epochs:.1f} epochs of {length.epoch_steps})",
             f"out             {run.out}",
         ]
     )

@@ -32,7 +32,7 @@ from timegrain.models.weights import find_encoder
 from timegrain.sampling import ClipSpec
 from timegrain.tasks.boundary_config import BoundaryDataConfig, DetectorConfig
 from timegrain.tasks.config import TrainingConfig
-from timegrain.tasks.setup import Schedule, free_workers
+from timegrain.tasks.setup import Schedule, free_workers, length_of
 
 Training = Literal["frozen", "finetune"]
 _TEST_SPLITS = ("val", "valnew", "test")
@@ -204,11 +204,7 @@ class Batches:
     def schedule(self) -> Schedule:
         """Steps of the whole run."""
         processes = self.run.devices * self.run.num_nodes
-        per_epoch = len(self.sampler(0, processes)) / self.run.accumulate
-        steps = self.run.steps if self.run.steps is not None else round(per_epoch * self.run.epochs)
-        warmup = self.run.warmup_steps
-        warmup = warmup if warmup is not None else round(self.run.warmup_epochs * per_epoch)
-        return Schedule(self.data.batch_size * processes, max(1, steps), per_epoch, min(warmup, steps // 2))
+        return length_of(self.data.batch_size * processes, len(self.sampler(0, processes)), self.run)
 
 
 def build_store(

@@ -313,7 +313,7 @@ def _describe(
             f"optimiser       {optim.name}, learning rate {optim.learning_rate:g} for the mean loss, batch "
             f"{length.global_batch}",
             f"length          {length.steps:,} steps ({length.epochs:.1f} epochs of "
-            f"{length.steps_per_epoch:.0f}), warm-up {length.warmup_steps:,} steps",
+            f"{length.epoch_steps}), warm-up {length.warmup_steps:,} steps",
             f"out             {settings.run.out}",
         ]
     )

@@ -104,7 +104,7 @@ def describe(
             f"optimiser       {optim.name}, learning rate {optim.learning_rate:g} for the mean loss over the batch "
             f"(the reference family's 0.32 is for a sum over its replicas)",
             f"length          {schedule.steps:,} steps ({schedule.epochs:.1f} epochs of "
-            f"{schedule.steps_per_epoch:.0f}), warm-up {schedule.warmup_steps:,} steps; {schedule.samples:,} samples"
+            f"{schedule.epoch_steps}), warm-up {schedule.warmup_steps:,} steps; {schedule.samples:,} samples"
             f"{_visits(data)}",
             f"memory          {memory:.1f} GiB of tensors per process (weights, optimiser, activations), counted on shapes",
             *([f"out             {run.out}"] if run.out else []),

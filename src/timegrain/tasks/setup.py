@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import sys
 import time
@@ -65,7 +66,7 @@ class Schedule:
     Args:
         global_batch: Videos per contrastive batch, over all processes.
         steps: Optimiser steps in all.
-        steps_per_epoch: Optimiser steps per pass over the videos.
+        steps_per_epoch: Batches per pass over the videos, divided by those of an optimiser step.
         warmup_steps: Steps of the linear warm-up.
         samples: Samples that the run sees, a video as often as it gives one.
         shift: Steps among these that batches of this size throughout would not have made (fewer: below 0); not 0 where
@@ -80,9 +81,14 @@ class Schedule:
     shift: int = 0
 
     @property
+    def epoch_steps(self) -> int:
+        """Optimiser steps of a pass over the videos, which ends with one also where batches are left that do not fill it."""
+        return math.ceil(self.steps_per_epoch)
+
+    @property
     def epochs(self) -> float:
         """Passes over the videos."""
-        return (self.steps - self.shift) / self.steps_per_epoch
+        return (self.steps - self.shift) / self.epoch_steps
 
 
 def resolve(
@@ -340,8 +346,14 @@ def plan(data: Batches, run: TrainingConfig, num_videos: int, samples_per_visit:
     """
     processes = run.devices * run.num_nodes
     batches = len(EpochBatchSampler(num_videos, data.batch_size, world_size=processes)) * samples_per_visit
-    per_epoch = batches / run.accumulate
-    steps = run.steps if run.steps is not None else -(-batches // run.accumulate) * run.epochs
-    warmup = run.warmup_steps if run.warmup_steps is not None else round(run.warmup_epochs * per_epoch)
-    samples = data.batch_size * processes * run.accumulate * steps
-    return Schedule(data.batch_size * processes, steps, per_epoch, min(warmup, steps // 2), samples)
+    return length_of(data.batch_size * processes, batches, run)
+
+
+def length_of(global_batch: int, batches: int, run: TrainingConfig) -> Schedule:
+    """A run's length from the number of batches in an epoch."""
+    epoch_steps = -(-batches // run.accumulate)
+    steps = run.steps if run.steps is not None else epoch_steps * run.epochs
+    warmup = run.warmup_steps if run.warmup_steps is not None else round(run.warmup_epochs * epoch_steps)
+    epochs, further = divmod(steps, epoch_steps)
+    samples = global_batch * (epochs * batches + further * run.accumulate)
+    return Schedule(global_batch, steps, batches / run.accumulate, min(warmup, steps // 2), samples)

@@ -290,7 +290,7 @@ def _trainer(
         )
     if run.keep_every_epochs:
         # By steps, not by epochs: a checkpoint taken after an epoch's end is not resumed exactly by the engine.
-        every = max(1, round(run.keep_every_epochs * length.steps_per_epoch))
+        every = run.keep_every_epochs * length.epoch_steps
         callbacks.append(
             StepCheckpoint(
                 folder,
