@@ -94,15 +94,27 @@ def prepare(arguments: Sequence[str], parameters: Sequence[inspect.Parameter], c
     prepared = [re.sub(r"^--[\w.-]+", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in arguments]
     for position in reversed(range(len(prepared))):
         following = prepared[position + 1 : position + 2]
-        if prepared[position] in flags and following not in (["true"], ["false"]):
+        if prepared[position] in flags and not any(word.lower() in ("true", "false") for word in following):
             prepared[position] += "=true"
     lists = [parameter for parameter in parameters if str(parameter.annotation).startswith("list[")]
     if lists and lists[0] is parameters[0]:
-        prepared = _as_list(prepared, 0)
+        prepared = _as_list(prepared, _first_argument(prepared, {f"--{parameter.name}" for parameter in lists}))
     for parameter in lists:
         if f"--{parameter.name}" in prepared:
             prepared = _as_list(prepared, prepared.index(f"--{parameter.name}") + 1)
     return prepared
+
+
+def _first_argument(words: Sequence[str], lists: set[str]) -> int:
+    """Where the first word stands that is neither an option nor its value; the end where there is none."""
+    place = 0
+    while place < len(words) and words[place].startswith("-"):
+        option, place = words[place], place + 1
+        if option in lists:
+            place = next((after for after in range(place, len(words)) if words[after].startswith("-")), len(words))
+        elif "=" not in option and option not in ("-h", "--help", "--print_config"):
+            place += 1
+    return place
 
 
 def _as_list(words: list[str], start: int) -> list[str]:

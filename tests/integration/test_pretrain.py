@@ -418,6 +418,7 @@ def test_the_queue_of_two_processes_resumes_bit_for_bit(manifest: Path, tmp_path
         (["--data.sampler=same"], ["does not suit --objective.name teg", "long_short_contained"]),
         (["--objective.name=moco", "--objective.queue_size=3", "--data.num_frames=2"], ["queue of 3 keys"]),
         (["--objective.name=moco", "--objective.momentum=2"], ["momentum must be between 0"]),
+        (["--objective.levels=[{num_long: 2}]", "--objective.alpha=0.5"], ["--objective.alpha and --objective.levels"]),
         (["--objective.name=mocco"], ["mocco"]),
     ],
 )  # fmt: skip

@@ -10,6 +10,7 @@ import shlex
 import pytest
 from jsonargparse import capture_parser
 
+from conftest import parse_command
 from timegrain.cli import COMMANDS, main
 from timegrain.parsing import described, prepare, run, takes_config
 
@@ -73,6 +74,20 @@ def test_required_options_are_in_the_usage_line_and_flags_take_no_value(capsys, 
     usage = capsys.readouterr().out.splitlines()[0]
     assert usage.startswith("usage: timegrain prepare {kinetics400,ucf101,hmdb51,vidsitu,gebd,ava-kinetics} VIDEOS --")
     assert re.search(r"--overlap .*\(default: 0\.0\)", text)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    ["a.mp4 b.mp4 --weights w --out f", "--weights w --json --out=f a.mp4 b.mp4", "--weights w a.mp4 b.mp4 --out f"],
+)
+def test_arguments_may_stand_before_between_and_after_options(typed):
+    given = parse_command(["embed", *typed.split()])
+    assert (given.videos, given.weights, given.json) == (["a.mp4", "b.mp4"], "w", "--json" in typed)
+
+
+@pytest.mark.parametrize("value", ["True", "true", "FALSE"])
+def test_a_flag_may_have_a_value_in_any_case(value):
+    assert parse_command(["doctor", "--json", value]).json == (value.lower() == "true")
 
 
 @pytest.mark.parametrize(

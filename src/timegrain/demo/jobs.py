@@ -205,7 +205,9 @@ def _encoder(job: Job) -> VideoEncoder | None:
             ),
             model=ModelConfig(backbone="r3d_tiny", options=NETWORK, head_hidden=96, head_layers=2, head_out=64),
             objective=ObjectiveConfig(
-                levels=list(PYRAMID) if job.kind == "pyramid" else None, alpha=job.alpha, temperature=TEMPERATURE
+                levels=list(PYRAMID) if job.kind == "pyramid" else None,
+                alpha=job.alpha if job.kind == "teg" else None,
+                temperature=TEMPERATURE,
             ),
             augment=AUGMENT,
             optim=OPTIM,

@@ -126,7 +126,7 @@ class ObjectiveConfig:
         num_long: teg: m, embeddings of the long clip in the fine-grained loss (4).
         same_video_negatives: teg: contrast against other times of the same video, too (not in Eq. 1).
         symmetric: teg: average both directions (not in Eq. 1).
-        levels: teg: any list of granularity levels instead of the two of `alpha`.
+        levels: teg: any list of granularity levels, instead of the two that the options above make.
         temperature: teg, cvrl, simclr, moco: τ of all losses (0.1).
         num_clips: moco, byol: ρ, clips of each video (2).
         momentum: moco, byol: how slowly the momentum encoder follows at the start (moco 0.994, byol 0.996); it rises
@@ -197,6 +197,12 @@ def with_defaults(data: DataConfig, objective: ObjectiveConfig) -> tuple[DataCon
                 f"--{room}.{option} does not belong to --objective.name {name} (it is for {', '.join(users)}); leave "
                 f"it out, or choose another objective. {name} takes "
                 f"{', '.join([f'--objective.{key}' for key in own] + [f'--data.{key}' for key in clips])}"
+            )
+    for option in ("alpha", "num_short", "num_long", "same_video_negatives", "symmetric"):
+        # What is filled in by itself stands in every run's config.yaml, so it may be given with levels, too.
+        if objective.levels is not None and getattr(objective, option) not in (None, own[option]):
+            raise ValueError(
+                f"--objective.{option} and --objective.levels exclude each other: levels say by themselves what is trained"
             )
     if name == "moco" and data.samples_per_visit > 1:
         raise ValueError(
