@@ -82,7 +82,7 @@ class Schedule:
 
     @property
     def epoch_steps(self) -> int:
-        """Optimiser steps of a pass over the videos, which ends with one also where batches are left that do not fill it."""
+        """Optimiser steps of a pass over the videos; it ends with one, also where the last batches do not fill it."""
         return math.ceil(self.steps_per_epoch)
 
     @property
@@ -173,7 +173,7 @@ def is_first_process() -> bool:
 
 
 def _lists(path: Path, folder: Path, is_of_run: bool) -> bool:
-    """Whether a manifest is there and, unless a run goes on with it, has the folder's videos: a first try may have failed."""
+    """Whether a manifest is there that has the folder's videos; that of a run which goes on is taken as it is."""
     if is_of_run or not path.exists():
         return path.exists()
     known = Manifest.open(path).column("path").to_pylist()
