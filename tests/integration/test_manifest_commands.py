@@ -278,6 +278,14 @@ def test_linked_folders_are_followed_once(folder, tmp_path, capsys):
     assert summary["videos"] == 8
 
 
+def test_of_a_folder_and_a_link_to_it_the_first_by_name_is_taken(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "x.mp4").touch()
+    for name in ("c", "a", "d"):  # in whatever order the disk lists them
+        os.symlink(tmp_path / "b", tmp_path / name)
+    assert probing.find_files(tmp_path) == [tmp_path / "a" / "x.mp4"]
+
+
 # ---- check ---------------------------------------------------------------------------------------------------------
 
 

@@ -56,7 +56,7 @@ def find_files(folder: Path, all_files: bool = False) -> list[Path]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = sorted(name for name in folders if not name.startswith("."))  # which of two links is first met
         visible = (name for name in names if not name.startswith("."))
         found += [Path(parent, n) for n in visible if all_files or Path(n).suffix.lower() in VIDEO_EXTENSIONS]
     return sorted(found, key=lambda path: path.parts)
