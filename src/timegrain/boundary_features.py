@@ -26,7 +26,7 @@ from timegrain.boundary_inference import Opened, span_values
 from timegrain.boundary_layout import Layout
 from timegrain.data.boundaries import BoundaryTruth, CandidateSampler
 from timegrain.data.loading import Key
-from timegrain.data.location import file_state, shown
+from timegrain.data.location import cache_key, file_state, shown
 from timegrain.files import alone_in, atomic_path
 from timegrain.models.boundary import BoundaryDetector
 from timegrain.models.weights import fingerprint_of
@@ -121,7 +121,7 @@ def _state(path: str) -> str:
         size, modified = file_state(path)
     except OSError:
         size = modified = 0
-    text = f"{shown(path)}\0{size}\0{modified}"
+    text = f"{cache_key(path)}\0{size}\0{modified}"
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
