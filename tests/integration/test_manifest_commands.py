@@ -248,6 +248,7 @@ def test_labels_from_a_csv(folder, tmp_path, capsys):
         ([".", "--out", "."], "is a folder; name the manifest file"),
         ([".", "--out", "m.txt"], "a manifest's name ends in .parquet, such as m.parquet"),
         ([".", "--out", "m.parquet", "--workers", "0"], "at least one process"),
+        ([".", "--out", "m.parquet", "--time-limit=-5"], "--time-limit -5: no file can be read in that time"),
         ([".", "--out", "m.parquet", "--labels", "none.csv", "--all-files"], "no label file at none.csv"),
     ],
 )
@@ -336,6 +337,8 @@ def test_check_decodes_the_frames_that_training_draws(folder):
     [
         (["none.parquet"], "no manifest at"),
         (["m.parquet", "--num-clips", "0"], "at least one clip"),
+        (["m.parquet", "--time-limit=0"], "give seconds above 0"),
+        (["m.parquet", "--seed=-3"], "--seed -3: a seed is 0 or more"),
         (["m.parquet", "--sampler", "best"], "--sampler best: unknown; there are long_short_contained"),
         (["m.parquet", "--split", "val"], "has no video in split 'val'"),
     ],

@@ -17,7 +17,7 @@ from timegrain.data.decoding import Crop, VideoError, open_video
 from timegrain.data.isolated import Failure, run_isolated
 from timegrain.data.location import file_state, shown
 from timegrain.data.manifest import Manifest, VideoRow
-from timegrain.data.probing import TIME_LIMIT_SECONDS
+from timegrain.data.probing import TIME_LIMIT_SECONDS, check_work
 from timegrain.progress import track
 from timegrain.sampling import SAMPLERS, ClipSpec, frames_to_read, pair_specs
 
@@ -74,8 +74,9 @@ def check(
     """
     if num_clips < 1:
         raise ValueError(f"--num-clips {num_clips}: at least one clip is needed")
-    if workers is not None and workers < 1:
-        raise ValueError(f"--workers {workers}: at least one process is needed")
+    check_work(workers, time_limit)
+    if seed < 0:
+        raise ValueError(f"--seed {seed}: a seed is 0 or more")
     if sampler not in SAMPLERS:
         raise ValueError(f"--sampler {sampler}: unknown; there are {', '.join(SAMPLERS)}")
     everything = Manifest.open(manifest)

@@ -36,6 +36,18 @@ _ENDINGS = """
 VIDEO_EXTENSIONS = frozenset(_ENDINGS.split())
 
 
+def check_work(workers: int | None, time_limit_seconds: float) -> None:
+    """Refuse what no work can be done with, before any is done.
+
+    Raises:
+        ValueError: There are no workers, or there is no time for a file.
+    """
+    if workers is not None and workers < 1:
+        raise ValueError(f"--workers {workers}: at least one process is needed")
+    if not time_limit_seconds > 0:
+        raise ValueError(f"--time-limit {time_limit_seconds:g}: no file can be read in that time; give seconds above 0")
+
+
 def find_files(folder: Path, all_files: bool = False) -> list[Path]:
     """Video files below a folder, by their ending, sorted by their path.
 

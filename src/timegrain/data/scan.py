@@ -12,7 +12,7 @@ from typing import Any
 from timegrain.data.labels import VideoLabels, labels_from_folders, read_label_file
 from timegrain.data.location import shown
 from timegrain.data.manifest import Manifest
-from timegrain.data.probing import TIME_LIMIT_SECONDS, Row, find_files, forget_progress, probe_files
+from timegrain.data.probing import TIME_LIMIT_SECONDS, Row, check_work, find_files, forget_progress, probe_files
 
 _SHOWN = 5  # broken files and labels that the summary names
 
@@ -63,8 +63,7 @@ def scan(
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder")
     check_out(out)
-    if workers is not None and workers < 1:
-        raise ValueError(f"--workers {workers}: at least one process is needed")
+    check_work(workers, time_limit)
     folder, out = folder.absolute(), out.absolute()
     videos = [path for path in find_files(folder, all_files) if path.name not in (out.name, f"{out.name}.rows.jsonl")]
     if not videos:

@@ -19,7 +19,7 @@ from timegrain.data.location import Location, absolute, is_url, shown
 from timegrain.data.manifest import Manifest
 from timegrain.data.manifest_table import SCHEMA
 from timegrain.data.packing import pack_rows
-from timegrain.data.probing import TIME_LIMIT_SECONDS, Row, forget_progress, probe_files
+from timegrain.data.probing import TIME_LIMIT_SECONDS, Row, check_work, forget_progress, probe_files
 from timegrain.data.scan import check_out, print_summary, summarise
 from timegrain.data.shards import find_shards, read_shard
 from timegrain.data.video import VideoError
@@ -73,8 +73,7 @@ def scan_shards(
         ValueError: If there is no shard, none can be read, or there is no video in them.
     """
     check_out(out)
-    if workers is not None and workers < 1:
-        raise ValueError(f"--workers {workers}: at least one process is needed")
+    check_work(workers, time_limit)
     out = out.absolute()
     rows = _rows_of(find_shards(shards))
     for row in rows:

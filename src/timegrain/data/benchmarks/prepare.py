@@ -18,7 +18,7 @@ from timegrain.data.benchmarks.vidsitu import read_vidsitu
 from timegrain.data.coverage import coverage_lines
 from timegrain.data.manifest import Manifest
 from timegrain.data.packing import pack_rows
-from timegrain.data.probing import TIME_LIMIT_SECONDS, Row, forget_progress, probe_files
+from timegrain.data.probing import TIME_LIMIT_SECONDS, Row, check_work, forget_progress, probe_files
 from timegrain.data.reencoding import Encoding, convert_files
 from timegrain.data.scan import check_out
 from timegrain.data.shard_commands import print_shards, shard_summary
@@ -109,8 +109,7 @@ def prepare(
         if not folder.exists():
             raise FileNotFoundError(f"{option} {folder} isn't there")
     check_out(out)
-    if workers is not None and workers < 1:
-        raise ValueError(f"--workers {workers}: at least one process is needed")
+    check_work(workers, time_limit)
     if shards and shard_megabytes < 1:
         raise ValueError(f"--shard-megabytes {shard_megabytes}: a shard has at least 1 MB")
     if fold != 1 and benchmark not in ("ucf101", "hmdb51"):
