@@ -60,6 +60,15 @@ def test_pictures_are_the_frames(video):
         for place, picture in reader.pictures(wanted, crop=crop):
             given[place] = picture.copy()
         np.testing.assert_array_equal(np.stack([given[place] for place in range(len(wanted))]), frames)
+        crops = [Crop(place, 2 * place, 20 + place, 30 - place) for place in range(len(wanted))]
+        whole = reader.frames(wanted).permute(0, 2, 3, 1).numpy()
+        for place, picture in reader.pictures(
+            wanted, crop=crops
+        ):  # twice the same frame with different crops among them
+            top, left, height, width = crops[place]
+            np.testing.assert_array_equal(picture, whole[place, top : top + height, left : left + width])
+        with pytest.raises(ValueError, match="2 crops for 1 frames"):
+            next(reader.pictures([1], crop=crops[:2]))
         assert list(reader.pictures([])) == []
         with pytest.raises(ValueError, match="outside the video"):
             next(reader.pictures([LENGTH]))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from conftest import moving_square
 from timegrain.data.decoding import Crop, VideoError, open_video, probe
@@ -76,6 +79,48 @@ def test_damaged_stores_are_named(store, tmp_path):
             reader.frames([0, 11])
     with pytest.raises(VideoError, match="can't be opened: No such file"):
         open_video(tmp_path / "none.frames")
+
+
+@given(data=st.data(), width=st.sampled_from([63, 90, 130]))
+def test_a_crop_of_its_own_for_each_frame(data, width, tmp_path_factory):
+    path = tmp_path_factory.mktemp("crops") / "v.frames"
+    with FrameStoreWriter(path, np.arange(5) / 25, 0.2, quality=75) as writer:
+        for picture in moving_square(5, height=70, width=width):
+            writer.add(picture)
+        writer.finish()
+    boxes = []
+    for _ in range(data.draw(st.integers(1, 7))):
+        top, left = data.draw(st.integers(0, 69)), data.draw(st.integers(0, width - 1))
+        boxes.append(Crop(top, left, data.draw(st.integers(1, 70 - top)), data.draw(st.integers(1, width - left))))
+    wanted = data.draw(st.lists(st.integers(0, 4), min_size=len(boxes), max_size=len(boxes)))
+    with open_video(path) as reader:
+        whole = reader.frames(np.arange(5)).permute(0, 2, 3, 1).numpy()
+        places = set()
+        for place, picture in reader.pictures(wanted, crop=boxes):
+            top, left, height, columns = boxes[place]
+            np.testing.assert_array_equal(picture, whole[wanted[place], top : top + height, left : left + columns])
+            places.add(place)
+        assert places == set(range(len(boxes)))
+        with pytest.raises(ValueError, match="crops for"):
+            list(reader.pictures([*wanted, 0], crop=boxes))
+
+
+def test_stores_without_tiles_are_read_as_before(store, pictures, tmp_path, monkeypatch):
+    def untiled(picture, quality):
+        return cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+
+    monkeypatch.setattr("timegrain.data.frame_store.encode", untiled)
+    path = tmp_path / "old.frames"
+    with FrameStoreWriter(path, np.arange(12) / 25, 0.48, quality=95) as writer:
+        for picture in pictures:
+            writer.add(picture)
+        writer.finish()
+    assert b"\xff\xdd" not in path.read_bytes()[:1000]  # the interval of restart markers
+    assert b"\xff\xdd" in store.read_bytes()[:1000]
+    with open_video(path) as old, open_video(store) as new:
+        crop = Crop(3, 7, 20, 30)
+        assert torch.equal(old.frames([0, 11], crop=crop), old.frames([0, 11])[..., 3:23, 7:37])
+        assert torch.equal(old.frames([4]), new.frames([4]))  # 63 pixels are an even number of blocks
 
 
 def test_frames_must_fit_together(tmp_path, pictures):

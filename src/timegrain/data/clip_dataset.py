@@ -17,6 +17,7 @@ from timegrain.data.frame_cache import CachedVideo, FrameCache
 from timegrain.data.loading import epoch_order
 from timegrain.data.manifest import Manifest
 from timegrain.data.transforms import Augmentation, AugmentConfig, stack_clips
+from timegrain.data.video import box_around
 from timegrain.sampling import frames_to_read
 
 _ATTEMPTS = 5  # samples tried in place of one whose video cannot be decoded
@@ -125,10 +126,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
             VideoError: The video cannot be decoded, or is not the one that was scanned.
         """
         num_frames = self.manifest[video].num_frames
-        top, left = min(crop.top for crop in crops), min(crop.left for crop in crops)
-        bottom = max(crop.top + crop.height for crop in crops)
-        right = max(crop.left + crop.width for crop in crops)
-        box = Crop(top, left, bottom - top, right - left)
+        box = box_around(crops)
         union, inverse = np.unique(frames_to_read(np.concatenate(wanted), num_frames), return_inverse=True)
         with self.opened(video) as source:
             frames = source.frames(union, crop=box)

@@ -25,10 +25,10 @@ from timegrain.data.transforms import (
     sample_crop,
     stack_clips,
 )
-from timegrain.data.video import as_frames
+from timegrain.data.video import as_frames, box_around
 from timegrain.sampling import SAMPLERS, ClipSampler, ClipSpec, FrameIndices, frames_to_read
 
-__all__ = ["ClipsPlan", "VideoClips", "collate", "cut_clips", "draw_clips", "view_batches"]
+__all__ = ["ClipsPlan", "VideoClips", "collate", "cut_clips", "draw_clips", "view_batches", "what_to_read"]
 
 
 @dataclass(frozen=True)
@@ -169,21 +169,42 @@ def cut_clips(
     Returns:
         The clips, uint8 (T, C, size, size), channels-last memory.
     """
-    top, left = min(crop.top for crop in plan.crops), min(crop.left for crop in plan.crops)
-    bottom = max(crop.top + crop.height for crop in plan.crops)
-    right = max(crop.left + crop.width for crop in plan.crops)
-    targets: dict[int, list[tuple[int, int]]] = {}  # frame -> where it goes: clip, and place in it
+    targets, boxes = what_to_read(plan, num_frames)
+    frames = list(targets)
+    clips = [np.empty((len(positions), size, size, 3), np.uint8) for positions in plan.indices]
+    for number, picture in source.pictures(frames, crop=boxes):
+        box = boxes[number]
+        for clip, place in targets[frames[number]]:
+            crop = plan.crops[clip]
+            part = picture[crop.top - box.top :, crop.left - box.left :][: crop.height, : crop.width]
+            resize_pictures(part[None], clips[clip][place, None], flip=plan.flips[clip], rounding=rounding)
+    return [as_frames(clip) for clip in clips]
+
+
+def what_to_read(plan: ClipsPlan, num_frames: int) -> tuple[dict[int, list[tuple[int, int]]], list[Crop]]:
+    """The frames of all clips of a plan, and what is needed of each.
+
+    Args:
+        plan: What was drawn.
+        num_frames: Frames of the video.
+
+    Returns:
+        Frame -> where it goes, clips and places in them, by growing numbers of the frames; and for each frame the box that
+        holds those of all clips that it goes to.
+    """
+    targets: dict[int, list[tuple[int, int]]] = {}
     for clip, positions in enumerate(plan.indices):
         for place, frame in enumerate(frames_to_read(positions, num_frames).tolist()):
             targets.setdefault(frame, []).append((clip, place))
-    frames = sorted(targets)
-    clips = [np.empty((len(positions), size, size, 3), np.uint8) for positions in plan.indices]
-    for number, picture in source.pictures(frames, crop=Crop(top, left, bottom - top, right - left)):
-        for clip, place in targets[frames[number]]:
-            crop = plan.crops[clip]
-            part = picture[crop.top - top :, crop.left - left :][: crop.height, : crop.width]
-            resize_pictures(part[None], clips[clip][place, None], flip=plan.flips[clip], rounding=rounding)
-    return [as_frames(clip) for clip in clips]
+    targets = dict(sorted(targets.items()))
+    known: dict[tuple[int, ...], Crop] = {}
+    boxes = []
+    for goals in targets.values():
+        clips = tuple(clip for clip, _ in goals)
+        if clips not in known:
+            known[clips] = box_around([plan.crops[clip] for clip in clips])
+        boxes.append(known[clips])
+    return targets, boxes
 
 
 def view_batches(clips: VideoClips, videos: Sequence[int], batch_size: int) -> Iterator[Tensor]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from timegrain.data.decoding import Crop, VideoError, open_video
 from timegrain.data.location import cache_key, file_state
 from timegrain.data.manifest import Manifest
+from timegrain.data.video import spread
 from timegrain.files import alone_in, atomic_path
 from timegrain.progress import track
 
@@ -162,7 +163,8 @@ class CachedVideo:
         return self._cache.frames(self._video, np.asarray(indices), crop)
 
     def pictures(
-        self, indices: Sequence[int] | np.ndarray, *, crop: Crop | None = None
+        self, indices: Sequence[int] | np.ndarray, *, crop: Crop | Sequence[Crop] | None = None
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Frames one by one, (H, W, C)."""
-        yield from enumerate(self.frames(indices, crop=crop).permute(0, 2, 3, 1).numpy())
+        for place, (number, each) in enumerate(zip(indices, spread(crop, len(indices)), strict=True)):
+            yield place, self._cache.frames(self._video, np.array([number]), each)[0].permute(1, 2, 0).numpy()

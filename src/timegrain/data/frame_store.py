@@ -3,7 +3,7 @@
 The file is read through :func:`timegrain.data.decoding.open_video` like any video. Layout, little-endian::
 
     b"TGFRAMES"
-    the JPEG of each frame, in presentation order
+    the JPEG of each frame, in presentation order, with tiles (:mod:`timegrain.data.jpeg_tiles`; older files without)
     (num_frames + 1) uint64   where each JPEG starts, and where the last one ends
     num_frames float64        when each frame appears, seconds from the first
     num_frames uint32         CRC-32 of each JPEG (a JPEG decoder makes up what is damaged, without a word)
@@ -20,18 +20,30 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
 from timegrain.data.byte_ranges import RangeFile, open_bytes
+from timegrain.data.jpeg_tiles import TILE_WIDTH, Part, cut, encode
 from timegrain.data.location import is_plain
-from timegrain.data.video import Crop, KnownFramesReader, VideoError, VideoInfo, as_frames, check_crop, check_indices
+from timegrain.data.video import (
+    Crop,
+    KnownFramesReader,
+    VideoError,
+    VideoInfo,
+    as_frames,
+    check_crop,
+    check_indices,
+    spread,
+)
 
 EXTENSION = ".frames"
 _MAGIC = b"TGFRAMES"
 _FOOTER = struct.Struct("<QQ8s")
+# Bytes of frames that are read and cut together, before the first of them is decoded: code that takes turns with a decoder
+# finds the processor's caches full of other things each time.
+_AHEAD = 1 << 20
 
 
 class FrameStoreWriter:
@@ -54,13 +66,10 @@ class FrameStoreWriter:
 
     def add(self, picture: npt.NDArray[np.uint8]) -> None:
         """Append a frame, (H, W, 3) RGB."""
-        fits, data = cv2.imencode(
-            ".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, self._quality]
-        )
-        if not fits or (self._size is not None and self._size != picture.shape[:2]):
+        encoded = encode(picture, self._quality)
+        if encoded is None or (self._size is not None and self._size != picture.shape[:2]):
             raise VideoError(self._path, f"a frame of shape {picture.shape} can't be stored")
         self._size = (picture.shape[0], picture.shape[1])
-        encoded = data.tobytes()
         self._file.write(encoded)
         self._checksums.append(zlib.crc32(encoded))
         self._offsets.append(self._offsets[-1] + len(encoded))
@@ -103,7 +112,8 @@ class FrameStoreReader(KnownFramesReader):
     def __init__(self, path: str) -> None:
         self._path = path
         try:
-            self._file: BinaryIO | RangeFile = open_bytes(path) if not is_plain(path) else open(path, "rb")  # noqa: SIM115
+            # Without a buffer: frames are read whole, each from a place of its own.
+            self._file: BinaryIO | RangeFile = open_bytes(path) if not is_plain(path) else open(path, "rb", 0)  # noqa: SIM115
         except OSError as error:
             raise VideoError(path, f"can't be opened: {error.strerror}") from error
         try:
@@ -153,32 +163,56 @@ class FrameStoreReader(KnownFramesReader):
         return as_frames(out)
 
     def pictures(
-        self, indices: Sequence[int] | npt.NDArray[np.integer], *, crop: Crop | None = None
+        self,
+        indices: Sequence[int] | npt.NDArray[np.integer],
+        *,
+        crop: Crop | Sequence[Crop] | None = None,
     ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
         """Frames one by one; see :meth:`timegrain.data.video.VideoReader.pictures`."""
         wanted = check_indices(indices, self.num_frames)
-        top, left, height, width = check_crop(crop, self._info.height, self._info.width)
-        last, picture = -1, np.empty(0, np.uint8)
-        for place in np.argsort(wanted, kind="stable").tolist():
-            if wanted[place] != last:
-                last = int(wanted[place])
-                picture = self._picture(last)[top : top + height, left : left + width]
-            yield place, picture
+        crops = [check_crop(each, self._info.height, self._info.width) for each in spread(crop, len(wanted))]
+        order = np.argsort(wanted, kind="stable").tolist()
+        together = max(1, _AHEAD * self.num_frames // int(self._offsets[-1]))
+        for begin in range(0, len(order), together):
+            places = order[begin : begin + together]
+            numbers = wanted[places].tolist()
+            parts = self._parts(numbers, [crops[place] for place in places])
+            for place, number, part in zip(places, numbers, parts, strict=True):
+                yield place, self._decoded(number, part)
 
     def stream(self, start: int = 0, stop: int | None = None, step: int = 1) -> Iterator[Tensor]:
         """Frames one after the other; see :meth:`timegrain.data.video.VideoReader.stream`."""
+        whole = check_crop(None, self._info.height, self._info.width)
         for index in range(*slice(start, stop, step).indices(self.num_frames)):
-            yield as_frames(self._picture(index)[None])[0]
+            yield as_frames(self._decoded(index, Part(self._read(index), whole, None))[None])[0]
 
-    def _picture(self, index: int) -> npt.NDArray[np.uint8]:
+    def _parts(self, indices: list[int], crops: list[Crop]) -> list[Part]:
+        """What is needed of some frames, still coded."""
+        data = {index: self._read(index) for index in sorted(set(indices))}
+        places: dict[Crop, list[int]] = {}
+        for place, crop in enumerate(crops):
+            places.setdefault(crop, []).append(place)
+        parts: dict[int, Part] = {}
+        for crop, of_crop in places.items():
+            parts |= zip(of_crop, cut([data[indices[place]] for place in of_crop], crop), strict=True)
+        return [parts[place] for place in range(len(indices))]
+
+    def _read(self, index: int) -> bytes:
+        """The JPEG of a frame."""
         start, end = int(self._offsets[index]), int(self._offsets[index + 1])
         self._file.seek(start)
         data = self._file.read(end - start)
-        is_whole = zlib.crc32(data) == self._checksums[index]
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if is_whole else None
-        if picture is None or picture.shape != (self._info.height, self._info.width, 3):
+        if zlib.crc32(data) != self._checksums[index]:
             raise VideoError(self._path, f"frame {index} is damaged")
-        return picture  # type: ignore[return-value]
+        return data
+
+    def _decoded(self, index: int, part: Part) -> npt.NDArray[np.uint8]:
+        decoded = part.decode()
+        if decoded is not None:
+            picture, (height, width) = decoded
+            if height == self._info.height and 0 <= width - self._info.width < TILE_WIDTH:
+                return picture
+        raise VideoError(self._path, f"frame {index} is damaged")
 
     def close(self) -> None:
         """Give the file back."""

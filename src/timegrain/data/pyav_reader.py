@@ -25,6 +25,7 @@ from timegrain.data.video import (
     check_indices,
     indices_at,
     short_reason,
+    spread,
 )
 
 
@@ -260,10 +261,14 @@ class PyAVReader:
         return as_frames(out)
 
     def pictures(
-        self, indices: Sequence[int] | npt.NDArray[np.integer], *, crop: Crop | None = None
+        self,
+        indices: Sequence[int] | npt.NDArray[np.integer],
+        *,
+        crop: Crop | Sequence[Crop] | None = None,
     ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
         """Frames by index, one by one in presentation order."""
         array = check_indices(indices, self.num_frames)
+        crops = spread(crop, len(array))
         if not len(array):
             return
         ranks, inverse = np.unique(array, return_inverse=True)
@@ -273,8 +278,11 @@ class PyAVReader:
         while True:
             try:
                 for rank, frame in self._decode(ranks):
-                    picture = self._rgb(frame, crop)
+                    picture = None
                     for place in places[rank]:
+                        if picture is None or crops[place] != cut_out:
+                            cut_out = crops[place]
+                            picture = self._rgb(frame, cut_out)
                         yield place, picture
                 return
             except (_UnexpectedFrame, _UnexpectedSize) as error:

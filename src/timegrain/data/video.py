@@ -111,20 +111,23 @@ class VideoReader(Protocol):
         """
 
     def pictures(
-        self, indices: Sequence[int] | npt.NDArray[np.integer], *, crop: Crop | None = None
+        self,
+        indices: Sequence[int] | npt.NDArray[np.integer],
+        *,
+        crop: Crop | Sequence[Crop] | None = None,
     ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
         """Frames by index, in one decoding pass, given out one by one so that each is used while it is in the cache.
 
         Args:
             indices: As in :meth:`frames`.
-            crop: As in :meth:`frames`.
+            crop: As in :meth:`frames`, or one for each of ``indices``: what is not needed may cost nothing.
 
         Yields:
             A place in ``indices``, and its frame (H, W, 3) uint8 RGB, to be read before the next one is asked for. Places
             come in any order. A reader that finds it must decode again gives all places again: the last one counts.
 
         Raises:
-            ValueError: As :meth:`frames`.
+            ValueError: As :meth:`frames`; or if there are not as many crops as indices.
             VideoError: As :meth:`frames`.
         """
 
@@ -181,10 +184,16 @@ class KnownFramesReader(ABC):
         """Frames by index; see :meth:`VideoReader.frames`."""
 
     def pictures(
-        self, indices: Sequence[int] | npt.NDArray[np.integer], *, crop: Crop | None = None
+        self,
+        indices: Sequence[int] | npt.NDArray[np.integer],
+        *,
+        crop: Crop | Sequence[Crop] | None = None,
     ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
         """Frames one by one; see :meth:`VideoReader.pictures`."""
-        yield from enumerate(self.frames(indices, crop=crop).permute(0, 2, 3, 1).numpy())
+        crops = [check_crop(each, self._info.height, self._info.width) for each in spread(crop, len(indices))]
+        frames = self.frames(indices).permute(0, 2, 3, 1).numpy()
+        for place, (picture, (top, left, height, width)) in enumerate(zip(frames, crops, strict=True)):
+            yield place, picture[top : top + height, left : left + width]
 
     def frames_at(self, seconds: float | Sequence[float] | npt.NDArray[np.floating]) -> Tensor:
         """Frames by time; see :meth:`VideoReader.frames_at`."""
@@ -225,6 +234,23 @@ def check_crop(crop: Crop | None, height: int, width: int) -> Crop:
     inside = crop.top >= 0 and crop.left >= 0 and crop.height > 0 and crop.width > 0
     if not (inside and crop.top + crop.height <= height and crop.left + crop.width <= width):
         raise ValueError(f"{crop} does not fit into frames of {height} rows and {width} columns")
+    return crop
+
+
+def box_around(crops: Sequence[Crop]) -> Crop:
+    """The smallest box that holds all."""
+    top, left = min(crop.top for crop in crops), min(crop.left for crop in crops)
+    bottom = max(crop.top + crop.height for crop in crops)
+    right = max(crop.left + crop.width for crop in crops)
+    return Crop(top, left, bottom - top, right - left)
+
+
+def spread(crop: Crop | Sequence[Crop] | None, count: int) -> Sequence[Crop | None]:
+    """One crop for each of ``count`` frames; a ValueError if there are not as many."""
+    if crop is None or isinstance(crop, Crop):
+        return [crop] * count
+    if len(crop) != count:
+        raise ValueError(f"{len(crop)} crops for {count} frames; give one for all or one for each")
     return crop
 
 

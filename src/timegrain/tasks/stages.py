@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from timegrain.data.clips import VideoClips, collate, draw_clips, joined
-from timegrain.data.decoding import Crop, VideoError
+from timegrain.data.clips import VideoClips, collate, draw_clips, joined, what_to_read
+from timegrain.data.decoding import VideoError
 from timegrain.data.loading import EpochBatchSampler, ResumableLoader
 from timegrain.data.location import Location
 from timegrain.data.transforms import apply_augmentation
-from timegrain.sampling import SAMPLERS, frames_to_read
+from timegrain.sampling import SAMPLERS
 
 _BLOCK = 2**20
 
@@ -184,13 +184,9 @@ def _decode(clips: VideoClips, index: int, epoch: int) -> None:
         draw_clips(rng, sampler, row.num_frames, row.height, row.width, clips.specs, clips.augment)
         for _ in range(clips.samples_per_visit)
     ]
-    plan = joined(plans)
-    top, left = min(crop.top for crop in plan.crops), min(crop.left for crop in plan.crops)
-    bottom = max(crop.top + crop.height for crop in plan.crops)
-    right = max(crop.left + crop.width for crop in plan.crops)
-    frames = np.unique(frames_to_read(np.concatenate(plan.indices), row.num_frames))
+    targets, boxes = what_to_read(joined(plans), row.num_frames)
     with clips.opened(index) as source:
-        for _ in source.pictures(frames, crop=Crop(top, left, bottom - top, right - left)):
+        for _ in source.pictures(list(targets), crop=boxes):
             pass
 
 
