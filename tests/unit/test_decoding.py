@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import math
 import multiprocessing
 import os
 import pickle
@@ -10,9 +12,10 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from pathlib import Path
+from unittest import mock
 
 import av
 import numpy as np
@@ -21,9 +24,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import make_video, moving_square, same_priority
-from timegrain.data import torchcodec_reader
+from timegrain.data import pixels, torchcodec_reader
 from timegrain.data.decoding import Crop, VideoError, open_video, probe, short_reason
 from timegrain.data.pyav_reader import PyAVReader
+from timegrain.data.streams.known import KNOWN
+from timegrain.data.streams.source import PacketSource
 
 # ---- the plainest possible way to the same frames -------------------------------------------------------------------
 
@@ -106,6 +111,27 @@ def test_odd_files(name: str, num_frames: int | None, shared: Path) -> None:
     assert (np.diff(stamps) >= 0).all()
     assert stamps[-1] < info.duration_seconds
     assert time.process_time() - started < 20
+
+
+def test_listed_packets_of_real_files_are_those_of_a_walk(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    num_listed = 0
+    for path in sorted((shared / "data").rglob("*.mp4")):
+        KNOWN.clear()
+        try:
+            source = PacketSource(str(path))
+        except VideoError:
+            continue
+        with contextlib.closing(source), monkeypatch.context() as patch:
+            if source.index.is_listed:
+                num_listed += 1
+                patch.setattr("timegrain.data.streams.source.index_of", lambda *_: None)
+                KNOWN.clear()
+                with contextlib.closing(PacketSource(str(path))) as walking:
+                    for each in fields(walking.index):
+                        if each.name != "is_listed":
+                            of_both = (getattr(one.index, each.name) for one in (source, walking))
+                            np.testing.assert_array_equal(*of_both, f"{each.name} of {path}")
+    assert num_listed > 100
 
 
 def test_reasons_of_odd_files(shared: Path) -> None:
@@ -249,13 +275,48 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("decoding")
 
 
+def seek_from_now_on(reader: PyAVReader) -> None:
+    """Packets are sought and read again, as of a long or a known file that does not list them."""
+    reader._source._kept = ()
+    reader._source._close_raw()
+
+
+LISTED = {name for name, kind in KINDS.items() if (kind.codec, kind.suffix) == ("libx264", "mp4")} - {
+    "h264, fragments",
+    "h264, edit list",  # which hides packets
+    "h264, interlaced",
+    "h264, open groups",  # with key frames that are no beginnings, as the next one
+    "h264, intra refresh",
+}
+
+
+@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.suffix == "mp4"])
+def test_listed_packets_are_those_of_a_walk(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, played = made(name, folder)
+    with PyAVReader(str(path)) as reader, monkeypatch.context() as patch:
+        KNOWN.clear()
+        patch.setattr("timegrain.data.streams.source.index_of", lambda *_: None)
+        with PyAVReader(str(path)) as walking:
+            listed, walked = reader._index, walking._index
+    assert (listed.is_listed, walked.is_listed) == (name in LISTED, False)
+    for each in fields(walked):
+        if each.name != "is_listed":
+            np.testing.assert_array_equal(getattr(listed, each.name), getattr(walked, each.name), each.name)
+    if listed.is_listed:
+        with PyAVReader(str(path)) as reader:
+            reader._source._content = None  # as of a known file, of which only what is needed is read
+            for indices in ([89, 3, 50], [17, 18, 19, 20], [0]):
+                np.testing.assert_array_equal(pictures(reader.frames(indices)), played[indices])
+            assert reader._drop
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_frames_by_index(name: str, folder: Path) -> None:
     path, played = made(name, folder)
     kind = KINDS[name]
     assert len(played) == kind.num_frames
     with PyAVReader(str(path)) as reader, PyAVReader(str(path)) as seeking:
-        seeking._source._kept = ()  # as with a long or a known file: packets are sought and read again
+        seek_from_now_on(seeking)
         assert (reader._index.order is not None) == kind.planned, reader._index.reason
         assert reader._index.droppable.any() == kind.drops
         assert reader.num_frames == kind.num_frames
@@ -289,7 +350,7 @@ def test_every_single_frame_with_packets_left_out(name: str, folder: Path) -> No
         left_out = 0
         for index in range(0, len(played), 3):
             if index == len(played) // 2 // 3 * 3:
-                reader._source._kept = ()  # from here on packets are sought and read again
+                seek_from_now_on(reader)
             (span,) = reader._index.plan(np.array([index]), drop=True)
             left_out += span.packets[-1] - span.packets[0] + 1 - len(span.packets)
             np.testing.assert_array_equal(pictures(reader.frames([index]))[0], played[index])
@@ -356,7 +417,8 @@ def test_crop_gives_the_pixels_of_the_whole(name: str, folder: Path, data: st.Da
     height, width = played.shape[1:3]
     top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
     crop = Crop(top, left, data.draw(st.integers(1, height - top)), data.draw(st.integers(1, width - left)))
-    with open_video(path) as reader:
+    spared = data.draw(st.sampled_from([pixels._SPARED, -math.inf]))  # as with small pictures, and as with large ones
+    with open_video(path) as reader, mock.patch.object(pixels, "_SPARED", spared):
         got = pictures(reader.frames([31, 4], crop=crop))
     rows, columns = slice(top, top + crop.height), slice(left, left + crop.width)
     np.testing.assert_array_equal(got, played[[31, 4], rows, columns])

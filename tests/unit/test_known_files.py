@@ -25,16 +25,29 @@ def settled(path: Path, seconds: float = 60) -> Path:
 
 @pytest.fixture
 def walks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The files that are walked through, with nothing known at first."""
+    """The files that are walked through, or of which the list of packets is read, with nothing known at first."""
     monkeypatch.setattr(source, "KNOWN", KnownIndexes(most_packets=100))
     walked: list[str] = []
-    walk = source.PacketSource._walk
+    walk, index_of = source.PacketSource._walk, source.index_of
 
     def counted(self: source.PacketSource) -> object:
         walked.append(Path(self.path).name)
         return walk(self)
 
+    def counted_list(self: source.PacketSource, *args: object) -> object:
+        index = index_of(*args)
+        if index is not None:
+            walked.append(Path(self.path).name)
+        return index
+
     monkeypatch.setattr(source.PacketSource, "_walk", counted)
+    look = source.PacketSource._look
+
+    def looking(self: source.PacketSource) -> object:
+        monkeypatch.setattr(source, "index_of", lambda *args: counted_list(self, *args))
+        return look(self)
+
+    monkeypatch.setattr(source.PacketSource, "_look", looking)
     return walked
 
 

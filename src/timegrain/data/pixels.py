@@ -12,6 +12,8 @@ from timegrain.data.video import Crop, VideoError, check_crop, short_reason
 
 # swscale would start a thread per core, while a loader already runs one process per core.
 _ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
+_SPARED = 100_000  # pixels whose conversion takes as long as cutting: smaller pictures are converted whole
+_MOST_PARTS = 16
 _CONVERSION_FAILURES = (av.error.FFmpegError, ValueError)
 
 UInt8 = npt.NDArray[np.uint8]
@@ -31,8 +33,7 @@ class Pictures:
     def __init__(self, path: str) -> None:
         self._path = path
         self._whole = av.video.reformatter.VideoReformatter()
-        self._part = av.video.reformatter.VideoReformatter()
-        self._cut: Any = None
+        self._parts: dict[tuple[int, int, str], tuple[Any, Any]] = {}  # by size: a reformatter, and a frame to cut into
 
     def rgb(self, frame: Any, height: int, width: int, crop: Crop | None = None) -> UInt8:
         """(H, W, 3) of a frame as displayed; valid until the next call.
@@ -69,14 +70,14 @@ class Pictures:
 
     @staticmethod
     def _cuts_first(frame: Any, height: int, width: int, crop: Crop) -> bool:
-        # The copy is worth its while for at most half of the picture. Odd heights and interlaced pictures take other
-        # ways through swscale, which mix neighbouring colour samples.
+        # The copy is worth its while where it spares many pixels. Odd heights and interlaced pictures take other ways
+        # through swscale, which mix neighbouring colour samples.
         return (
             frame.format.name in ("yuv420p", "yuvj420p")
             and (frame.height, frame.width) == (height, width)
             and not frame.interlaced_frame
             and height % 2 == 0
-            and 2 * crop.height * crop.width <= height * width
+            and height * width - 1.25 * crop.height * crop.width > _SPARED
         )
 
     def _cut_and_convert(self, frame: Any, crop: Crop) -> UInt8:
@@ -84,16 +85,19 @@ class Pictures:
         bottom = (crop.top + crop.height + 1) // 2 * 2
         right = min(frame.width, (crop.left + crop.width + 1) // 2 * 2)
         height, width = bottom - top, right - left
-        cut = self._cut
-        if cut is None or (cut.height, cut.width, cut.format.name) != (height, width, frame.format.name):
-            cut = self._cut = av.VideoFrame(width, height, frame.format.name)
+        kind = height, width, frame.format.name
+        if kind not in self._parts:
+            if len(self._parts) >= _MOST_PARTS:
+                self._parts.clear()
+            self._parts[kind] = av.video.reformatter.VideoReformatter(), av.VideoFrame(width, height, frame.format.name)
+        reformatter, cut = self._parts[kind]
         cut.colorspace, cut.color_range = frame.colorspace, frame.color_range
         for plane, (source, target) in enumerate(zip(frame.planes, cut.planes, strict=True)):
             half = 1 if plane else 0
             rows, columns = height >> half, (width + half) >> half
             part = _samples(source)[top >> half :, left >> half :][:rows, :columns]
             _samples(target)[:rows, :columns] = part
-        picture = self._convert(self._part, cut, height, width)
+        picture = self._convert(reformatter, cut, height, width)
         return picture[crop.top - top :, crop.left - left :][: crop.height, : crop.width]
 
 

@@ -83,24 +83,20 @@ class PyAVReader:
         """(packet number, frame) of every frame that the span announces; _UnexpectedFrame if it gives others."""
         expected = iter(span.shown)
         announced = set(span.shown)
-
-        def check(frames: list[Any]) -> Iterator[tuple[int, Any]]:
-            for frame in frames:
-                if frame.pts not in announced:
-                    continue  # leading picture of a start inside an open group of pictures
-                if frame.is_corrupt or frame.pts != next(expected, None):
-                    raise _UnexpectedFrame(f"frame of packet {frame.pts}")
-                yield frame.pts, frame
-
         source = self._source
         if not span.packets:  # a damaged header promises frames that no packet holds
             raise _UnexpectedFrame("no packet holds it")
         try:
             source.go_to(span.packets[0])
-            for number in span.packets:
-                source.skip_to(number)
-                yield from check(source.decoder.decode(source.read()))
-            yield from check(source.decoder.decode(None))
+            decode = source.decoder.decode
+            for number in itertools.chain(span.packets, (None,)):  # None: give all that is held back
+                for frame in decode(None if number is None else source.read(number)):
+                    packet = frame.pts
+                    if packet not in announced:
+                        continue  # leading picture of a start inside an open group of pictures
+                    if frame.is_corrupt or packet != next(expected, None):
+                        raise _UnexpectedFrame(f"frame of packet {packet}")
+                    yield packet, frame
         except (*AV_FAILURES, UnexpectedPacket) as error:
             source.check_reads()
             raise _UnexpectedFrame(short_reason(error)) from error

@@ -91,22 +91,50 @@ class H264:
                 following = (last + bits.se()) % 256
             last = following or last
 
+    @property
+    def unit_length(self) -> int:
+        """Bytes of the length before each NAL unit; 0 where start codes stand instead."""
+        return self._nal.width
+
+    @property
+    def has_frames_only(self) -> bool:
+        """No picture is a field; known from the parameters."""
+        return self._sps is not None and self._frames_only
+
+    @property
+    def count_bits(self) -> int:
+        """Bits of what a picture says of its order count; 0: pictures are shown in decoding order."""
+        return self._count_bits
+
+    @property
+    def frame_num_bits(self) -> int:
+        """Bits between the number of the parameter set and that of the IDR picture in a slice header, if all are frames."""
+        return self._frame_num_bits + 2 * self._planes
+
     def _place(self, unit: memoryview) -> int:
         """Order count of a picture, from the header of its first slice."""
         self._number += 1
         if not self._count_bits and self._frames_only:
             return self._number
-        bits = Bits(bytes(unit[1:28]), emulation=True)
-        bits.skip_ue(3)
-        bits.u(self._frame_num_bits + 2 * self._planes)
-        if not self._frames_only and bits.u(1):
-            raise Unsettled("coded in fields")
+        low = self.low_count(unit)
         if not self._count_bits:
             return self._number
-        idr = unit[0] & 31 == 5
-        if idr:
+        return self._count.place(low, self._count_bits, unit[0] & 31 == 5, anchors=bool(unit[0] & 0x60))
+
+    def low_count(self, unit: memoryview) -> int:
+        """The low bits of a picture's order count, from the beginning of its first slice's NAL unit.
+
+        Raises:
+            Unsettled: It is no frame, or its header is cut short.
+        """
+        bits = Bits(bytes(unit[1:28]), emulation=True)
+        bits.skip_ue(3)
+        bits.u(self.frame_num_bits)
+        if not self._frames_only and bits.u(1):
+            raise Unsettled("coded in fields")
+        if unit[0] & 31 == 5 and self._count_bits:
             bits.ue()
-        return self._count.place(bits.u(self._count_bits), self._count_bits, idr, anchors=bool(unit[0] & 0x60))
+        return bits.u(self._count_bits)
 
     def _check_encoder(self, unit: memoryview) -> None:
         # FFmpeg decodes streams of old x264 versions differently, which it knows from the first packet only.

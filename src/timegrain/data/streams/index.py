@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -66,6 +66,7 @@ class PacketIndex:
         display: (N,) a number by which the pictures are shown, hidden ones included.
         droppable: (N,) packets that can be left out if their frame is not needed.
         keys: (K,) packets that the container calls key frames, whether or not decoding may begin there.
+        is_listed: The packets are the bytes at ``positions`` as they are.
     """
 
     ticks: Int64
@@ -79,6 +80,7 @@ class PacketIndex:
     display: Int64
     droppable: npt.NDArray[np.bool_]
     keys: Int64
+    is_listed: bool = False
 
     def seconds(self, order: Int64, time_base: float, rate: float) -> tuple[npt.NDArray[np.float64], float]:
         """When each frame appears and how long all last together, in seconds.
@@ -153,6 +155,18 @@ class PacketIndex:
         return shown
 
 
+class Headers(NamedTuple):
+    """What the headers of all packets say; see :class:`timegrain.data.streams.bits.Picture` and ``Parser``."""
+
+    order: str
+    may_drop: bool
+    shown: npt.NDArray[np.bool_]
+    start: npt.NDArray[np.bool_]
+    disposable: npt.NDArray[np.bool_]
+    bidirectional: npt.NDArray[np.bool_]
+    places: Int64
+
+
 def read_index(packets: Iterable[Any], codec: str, extradata: bytes) -> PacketIndex:
     """Walk through all packets of a stream.
 
@@ -193,16 +207,62 @@ def read_index(packets: Iterable[Any], codec: str, extradata: bytes) -> PacketIn
         np.array([missing if value is None else value for value in column], np.int64)
         for column, missing in zip(columns, (UNKNOWN, UNKNOWN, 0, 0, -1), strict=True)
     )
-    order: Int64 | None = None
-    display, shown = np.arange(len(rows)), np.zeros(0, bool)
+    headers = None
     if parser is not None:
-        shown = np.array([picture.shown for picture in pictures], bool) & ~np.array(discarded, bool)
+        table = np.array(pictures, np.int64).reshape(-1, 5)
+        shown, start, disposable, bidirectional = table[:, :4].astype(bool).T
+        headers = Headers(parser.order, parser.may_drop, shown, start, disposable, bidirectional, table[:, 4])
+    return assemble(
+        headers,
+        reason,
+        ticks=ticks,
+        decoding_ticks=decoding_ticks,
+        durations=durations,
+        sizes=sizes,
+        positions=positions,
+        discarded=np.array(discarded, bool),
+        keys=np.array(keys, np.int64),
+    )
+
+
+def assemble(
+    headers: Headers | None,
+    reason: str = "",
+    *,
+    ticks: Int64,
+    decoding_ticks: Int64,
+    durations: Int64,
+    sizes: Int64,
+    positions: Int64,
+    discarded: npt.NDArray[np.bool_],
+    keys: Int64,
+) -> PacketIndex:
+    """The index of packets whose headers have been read.
+
+    Args:
+        headers: What they say; None where they do not tell the frames.
+        reason: Why they do not.
+        ticks: As in :class:`PacketIndex`, like the others.
+        decoding_ticks: Likewise.
+        durations: Likewise.
+        sizes: Likewise.
+        positions: Likewise.
+        discarded: (N,) packets that an edit list hides.
+        keys: As in :class:`PacketIndex`.
+    """
+    order: Int64 | None = None
+    display = np.arange(len(ticks))
+    starts, droppable = np.zeros(0, np.int64), np.zeros(len(ticks), bool)
+    if headers is not None:
+        shown = headers.shown & ~discarded
         try:
-            display = _display_order(parser.order, ticks, pictures, shown)
+            display = _display_order(headers, ticks, shown)
             order = np.flatnonzero(shown)[np.argsort(display[shown])]
         except Unsettled as error:
             reason = str(error)
-    may_drop = order is not None and parser is not None and parser.may_drop and not any(discarded)
+        starts = np.flatnonzero(headers.start)
+        if order is not None and headers.may_drop and not discarded.any():
+            droppable = headers.disposable
     return PacketIndex(
         ticks=ticks,
         decoding_ticks=decoding_ticks,
@@ -211,18 +271,18 @@ def read_index(packets: Iterable[Any], codec: str, extradata: bytes) -> PacketIn
         positions=positions,
         order=order,
         reason=reason,
-        starts=np.array([n for n, picture in enumerate(pictures) if picture.start], np.int64),
+        starts=starts,
         display=display,
-        droppable=np.array([may_drop and picture.disposable for picture in pictures], bool),
-        keys=np.array(keys, np.int64),
+        droppable=droppable,
+        keys=keys,
     )
 
 
-def _display_order(kind: str, ticks: Int64, pictures: list[Picture], shown: npt.NDArray[np.bool_]) -> Int64:
+def _display_order(headers: Headers, ticks: Int64, shown: npt.NDArray[np.bool_]) -> Int64:
     """(N,) numbers that sort packets by presentation; Unsettled where they do not tell."""
     if not shown.any():
         raise Unsettled("no packet shows a frame")
-    numbers = np.arange(len(ticks))
+    kind, numbers = headers.order, np.arange(len(ticks))
     if kind == "decoding":
         return numbers
     if kind == "types":
@@ -231,8 +291,8 @@ def _display_order(kind: str, ticks: Int64, pictures: list[Picture], shown: npt.
         # A reference picture waits until the next one arrives; B pictures are shown at once.
         display = np.empty(len(ticks), np.int64)
         waiting, position = -1, 0
-        for number, picture in enumerate(pictures):
-            if not picture.bidirectional:
+        for number, is_bidirectional in enumerate(headers.bidirectional.tolist()):
+            if not is_bidirectional:
                 waiting, number = number, waiting
             if number >= 0:
                 display[number] = position
@@ -246,7 +306,7 @@ def _display_order(kind: str, ticks: Int64, pictures: list[Picture], shown: npt.
     if np.abs(np.argsort(np.argsort(ticks)) - numbers).max() > _MAX_REORDER:
         raise Unsettled("time stamps that jump")
     # Some containers have decoding times alone, and some files have been cut and joined: the stream has the last word.
-    places = np.array([picture.place for picture in pictures], np.int64)
+    places = headers.places
     if (np.argsort(ticks) != np.argsort(places, kind="stable")).any():
         raise Unsettled("time stamps that contradict the stream")
     steps = np.diff(np.sort(places))

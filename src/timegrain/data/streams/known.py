@@ -27,11 +27,17 @@ class KnownIndexes:
         self._most_packets, self._num_packets = most_packets, 0
         self._indexes: OrderedDict[Key, PacketIndex] = OrderedDict()
 
-    def get(self, path: str, walk: Callable[[], PacketIndex]) -> PacketIndex:
-        """The index of a file, by ``walk`` where the very same file is not known: by place, size and time of change."""
+    def get(self, path: str, walk: Callable[[], PacketIndex], facts: os.stat_result | None = None) -> PacketIndex:
+        """The index of a file, by ``walk`` where the very same file is not known: by place, size and time of change.
+
+        Args:
+            path: The file.
+            walk: Finds the index.
+            facts: Of the file that is open; those of the one at ``path`` otherwise.
+        """
         path = os.path.abspath(path)
         try:
-            facts = os.stat(path)
+            facts = facts or os.stat(path)
         except OSError:  # gone since it was opened
             return walk()
         key = path, facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -14,6 +14,7 @@ from timegrain.data.byte_ranges import RangeFile, open_bytes
 from timegrain.data.location import is_plain
 from timegrain.data.streams.index import UNKNOWN, PacketIndex, read_index
 from timegrain.data.streams.known import KNOWN
+from timegrain.data.streams.sample_table import index_of
 from timegrain.data.video import VideoError, short_reason
 
 AV_FAILURES = (av.error.FFmpegError, OSError, ValueError, RuntimeError)
@@ -64,6 +65,8 @@ class PacketSource:
 
     _container: Any = None  # None when closed
     _kept: Sequence[Any] = ()  # all packets, if this source walked through them and they are few
+    _raw: BinaryIO | None = None  # the file itself, if its packets can be read without the container
+    _content: bytes | None = None  # all of it, if it has been read
 
     def __init__(self, path: str, file: RangeFile | None = None) -> None:
         self.path = path
@@ -87,8 +90,31 @@ class PacketSource:
         self.rate = rate if 0 < rate < 1000 else 25.0
         # Containers with an index of their own, in which a packet is known by its place.
         self.is_indexed = not {"mov", "matroska", "avi"}.isdisjoint(self.container.split(","))
-        self.index = KNOWN.get(self.path, self._walk) if self.file is None else self._walk()
+        self.index = self._known_index() if self.file is None else self._walk()
         self.is_indexed &= bool((self.index.positions >= 0).all())
+        if not self.index.is_listed:
+            self._close_raw()
+
+    def _known_index(self) -> PacketIndex:
+        """The index of a plain file; as it was found before, if it was."""
+        if self.codec != "h264" or "mov" not in self.container.split(","):
+            return KNOWN.get(self.path, self._walk)
+        try:
+            self._raw = open(self.path, "rb", buffering=0)  # noqa: SIM115
+            return KNOWN.get(self.path, self._look, os.fstat(self._raw.fileno()))
+        except OSError as error:
+            raise VideoError(self.path, f"cannot be read: {short_reason(error)}") from error
+
+    def _look(self) -> PacketIndex:
+        """The index by the container's list of packets, or by walking through them."""
+        assert self._raw is not None
+        if os.fstat(self._raw.fileno()).st_size <= _MAX_KEPT:
+            self._content = self._raw.read()
+            listed = index_of(self._content, self._stream.id, self._stream.index_entries, self.decoder.extradata or b"")
+            if listed is not None:
+                return listed
+            self._content = None
+        return self._walk()
 
     def _open(self) -> None:
         try:
@@ -139,8 +165,14 @@ class PacketSource:
     def close(self) -> None:
         """Give the file back; harmless if done before."""
         self._close_container()
+        self._close_raw()
         if self.file is not None:
             self.file.close()
+
+    def _close_raw(self) -> None:
+        if self._raw is not None:
+            self._raw.close()
+            self._raw = self._content = None
 
     def _close_container(self) -> None:
         if self._container is not None:
@@ -209,25 +241,37 @@ class PacketSource:
 
     def go_to(self, number: int) -> None:
         """Let the packet of this number be the next one. The decoder forgets what it holds."""
-        is_far = self._next > number or (number - self._next > _MAX_SKIP and self.is_indexed)
-        if self._kept:
-            self._packets, self._next = iter(self._kept[number:]), number
-        elif is_far and not self._seek(number if self.is_indexed else 0):
-            self.rewind()
-        self.skip_to(number)
+        if self._raw is None:
+            is_far = self._next > number or (number - self._next > _MAX_SKIP and self.is_indexed)
+            if self._kept:
+                self._packets, self._next = iter(self._kept[number:]), number
+            elif is_far and not self._seek(number if self.is_indexed else 0):
+                self.rewind()
         self.decoder.flush_buffers()
 
-    def skip_to(self, number: int) -> None:
-        """Pass over packets up to this one."""
-        while self._next < number:
-            self.read()
-
-    def read(self) -> Any:
-        """The next packet, with its number in place of its times.
+    def read(self, number: int) -> Any:
+        """The packet of this number, which lies further on; with its number in place of its times.
 
         Raises:
             UnexpectedPacket: If it is not the one that the index has.
         """
+        if self._raw is None:
+            while self._next < number:
+                self._read_next()
+            return self._read_next()
+        size, position = int(self.index.sizes[number]), int(self.index.positions[number])
+        if self._content is None:
+            self._raw.seek(position)
+            data = self._raw.read(size)
+        else:
+            data = self._content[position : position + size]
+        if len(data) != size:
+            raise UnexpectedPacket(f"packet {number} is cut off")
+        packet = av.Packet(data)
+        packet.pts = packet.dts = number
+        return packet
+
+    def _read_next(self) -> Any:
         packet = next(self._packets, None)
         if packet is None or packet.size != self.index.sizes[self._next]:
             raise UnexpectedPacket(f"packet {self._next} is not the one that was there before")
