@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from timegrain.logistic import LogisticFit, LogisticProblem
 
+_SIMILARITIES = 2**26  # numbers at once: 256 MiB
 L2_GRID = tuple(10.0**power for power in range(-5, 2))
 
 
@@ -163,7 +164,7 @@ def knn_predict(
         num_neighbours: How many vote.
         temperature: τ.
         centre: Subtract the bank's mean from both first; features after a ReLU all point the same way without it.
-        chunk: Queries compared at once.
+        chunk: Queries compared at once, at most; fewer with many videos to compare with.
 
     Returns:
         (Q, C) shares of the votes; each row sums to 1.
@@ -174,7 +175,7 @@ def knn_predict(
     unit_bank = F.normalize(bank - mean, dim=1)
     labels = bank_labels.to(bank.device)
     scores = []
-    for part in torch.split(queries, chunk):
+    for part in torch.split(queries, _rows_at_once(chunk, len(bank))):
         nearest = (F.normalize(part - mean, dim=1) @ unit_bank.T).topk(min(num_neighbours, len(bank)), dim=1)
         weights = torch.softmax(nearest.values / temperature, 1)
         scores.append(weights.new_zeros(len(part), num_classes).scatter_add_(1, labels[nearest.indices], weights))
@@ -196,16 +197,21 @@ def nearest(
         gallery: Features to search.
         num_neighbours: How many to return; at most the size of the gallery.
         centre: Subtract from each set its own mean first, as CoCLR's retrieval does.
-        chunk: Queries compared at once.
+        chunk: Queries compared at once, at most; fewer with many videos to compare with.
 
     Returns:
         Positions in the gallery (Q, K) and similarities (Q, K).
     """
     unit_gallery = F.normalize(gallery - gallery.mean(0) if centre else gallery, dim=1)
     unit_queries = F.normalize(queries - queries.mean(0) if centre else queries, dim=1)
-    count = min(num_neighbours, len(gallery))
-    found = [(part @ unit_gallery.T).topk(count, dim=1) for part in torch.split(unit_queries, chunk)]
+    count, rows = min(num_neighbours, len(gallery)), _rows_at_once(chunk, len(gallery))
+    found = [(part @ unit_gallery.T).topk(count, dim=1) for part in torch.split(unit_queries, rows)]
     return torch.cat([f.indices for f in found]), torch.cat([f.values for f in found])
+
+
+def _rows_at_once(chunk: int, width: int) -> int:
+    """How many rows of similarities are made at once: with Kinetics' 240,000 videos 4,096 of them would take 4 GB."""
+    return max(1, min(chunk, _SIMILARITIES // max(width, 1)))
 
 
 def accuracy(scores: Float[Tensor, "videos classes"], labels: Int[Tensor, " videos"], top: int = 1) -> float:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from timegrain import probes
 from timegrain.logistic import LogisticFit, LogisticProblem
 from timegrain.probes import (
     LinearProbe,
@@ -206,6 +207,18 @@ def test_nearest_is_sorted_and_bounded_by_the_gallery():
     assert indices.shape == (5, 5)
     assert indices[:, 0].tolist() == [0, 1, 2, 3, 4]
     assert (similarities.diff(dim=1) <= 0).all()
+
+
+def test_many_videos_are_compared_with_few_queries_at_a_time(monkeypatch):
+    bank, queries = torch.randn(50, 8), torch.randn(7, 8)
+    labels = torch.arange(50) % 3
+    expected = knn_predict(queries, bank, labels, 3), *nearest(queries, bank, 5)
+    monkeypatch.setattr(probes, "_SIMILARITIES", 100)
+    widest = []
+    split = torch.split
+    monkeypatch.setattr(torch, "split", lambda rows, size: (widest.append(size), split(rows, size))[1])
+    torch.testing.assert_close((knn_predict(queries, bank, labels, 3), *nearest(queries, bank, 5)), expected)
+    assert widest == [2, 2]
 
 
 def test_accuracy_and_majority():
