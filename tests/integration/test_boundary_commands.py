@@ -263,6 +263,7 @@ def test_find_boundaries_takes_a_trained_file(finished, world):
         (["--backbone=frozen", "--method=bmn", "--model.head={depth: 3}"], ["depth"]),
         (["--picking.rule=middle"], ["middle"]),
         (["--evaluation.split=dev"], ["dev"]),
+        (["--evaluation.mode=dense", "--data.num_frames=15"], ["15 frames do not fill", "--mode windows"]),
     ],
 )  # fmt: skip
 def test_errors_name_the_value_and_the_remedy(world, tmp_path, capsys, options, words):
@@ -275,6 +276,7 @@ def test_errors_name_the_value_and_the_remedy(world, tmp_path, capsys, options, 
     assert "Traceback" not in error
     for word in words:
         assert word in error
+    assert not list(tmp_path.glob("run/*.safetensors"))  # it is said before the training
 
 
 def test_a_manifest_without_boundaries_is_refused(tmp_path, capsys):

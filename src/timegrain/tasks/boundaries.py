@@ -188,6 +188,8 @@ def train(
     resume = open_run(out, settings, "boundaries train")
     seed_everything(run.seed, verbose=False)
     detector = build_detector(config, source, model.weights)
+    if evaluation.mode == "dense":
+        _ = Layout.of(detector).margin_steps  # what cannot be scored so is refused before the training, not after it
     device = _device(run)
     store, cache = None, None
     if config.frozen:
