@@ -166,7 +166,7 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
 
     A line that was being written when the power went is passed over.
     """
-    with suppress(FileNotFoundError), path.open(encoding="utf-8") as lines:
+    with suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             try:
                 entry = json.loads(line)
