@@ -39,7 +39,7 @@ def read_checkpoint(path: Path | str, *, mapped: bool = False) -> dict[str, Any]
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:
         raise ValueError(
-            f"the checkpoint {path} cannot be read ({str(error).splitlines()[0]}). "
+            f"the checkpoint {path} cannot be read ({(str(error).strip() or type(error).__name__).splitlines()[0]}). "
             "Copy a kept checkpoint of the same folder over it to continue from there, or use --run.restart true"
         ) from error
     return checkpoint

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from timegrain import files
+from timegrain import checkpoints, files
 from timegrain.files import atomic_path, read_journal
 
 
@@ -91,7 +91,7 @@ with atomic_path(sys.argv[2]) as path:
 def test_a_journal_is_read_up_to_what_an_interruption_cut(tmp_path: Path):
     path = tmp_path / "done.jsonl"
     assert list(read_journal(path)) == []
-    path.write_text('\n{"a": 1}\n[2]\n{"a": 2, "b\n{"a": 3}\n')
+    path.write_bytes(b'\n{"a": 1}\n[2]\n{"a": 2, "b\n\xff\x00\n{"a": 3}\n')
     assert list(read_journal(path)) == [{"a": 1}, {"a": 3}]
 
 
@@ -126,3 +126,12 @@ def test_what_a_killed_process_left_of_one_file_goes(stem: str, tmp_path: Path):
         (tmp_path / f".{name}.{dead.pid}@{files._NODE}.part.parquet").touch()
     files.remove_leftovers(tmp_path, glob.escape(stem))
     assert [path.name.split(".")[1] for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_a_checkpoint_that_fails_without_a_word_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def exhausted(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(checkpoints.torch, "load", exhausted)
+    with pytest.raises(ValueError, match=r"the checkpoint .*last\.ckpt cannot be read \(MemoryError\)"):
+        checkpoints.read_checkpoint(tmp_path / "last.ckpt")
