@@ -182,6 +182,13 @@ def test_evaluate_scores_saved_weights_and_keeps_floors(world, finished, tmp_pat
     assert next(line for line in text.splitlines() if line.startswith("change detector")).split()[2] == "0.00"
 
 
+def test_evaluate_never_scores_training_videos_unasked(world, finished, tmp_path, capsys):
+    manifest = Manifest.open(world).select("train").write(tmp_path / "train.parquet")
+    command = ["boundaries", "evaluate", str(manifest), "--weights", str(finished), "--out", str(tmp_path / "e")]
+    assert main(command) == 2
+    assert "it has train (10): name one (--split)" in capsys.readouterr().err
+
+
 def test_find_uses_the_trained_detector(finished, world, tmp_path, capsys):
     videos = [row.path for row in Manifest.open(world).select("test")]
     broken = tmp_path / "broken.mp4"

@@ -289,6 +289,11 @@ def evaluate(
     """
     videos = Manifest.open(manifest)
     chosen = choose_split(videos, split)
+    if chosen is None and videos.splits:  # else the videos that were trained on would be scored, too
+        there = ", ".join(f"{name} ({count})" for name, count in videos.splits.items())
+        raise ValueError(
+            f"{manifest} has none of the splits that are scored by default; it has {there}: name one (--split)"
+        )
     truth = BoundaryTruth.of(videos.select(chosen))
     trained_on = BoundaryTruth.of(videos.select("train")) if "train" in videos.splits and chosen != "train" else None
     detector = load_detector(weights).to(choose_device(device))
