@@ -8,6 +8,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from timegrain import probes
+from timegrain.data.manifest import Manifest
+from timegrain.features import FeatureTable
 from timegrain.logistic import LogisticFit, LogisticProblem
 from timegrain.probes import (
     LinearProbe,
@@ -17,6 +19,7 @@ from timegrain.probes import (
     majority_accuracy,
     nearest,
 )
+from timegrain.tasks.division import divide
 
 
 def blobs(n, d, num_classes, seed=0, spread=1.0, dtype=torch.float64):
@@ -228,3 +231,14 @@ def test_accuracy_and_majority():
     assert accuracy(scores, labels, top=2) == 1
     assert accuracy(scores, labels, top=5) == 1
     assert majority_accuracy(labels, torch.tensor([2, 2, 0])) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.75, 0.9])
+def test_the_share_asked_for_is_held_out_also_where_it_is_most_of_the_videos(tmp_path, share):
+    labels = tuple("ab" * 20)
+    paths = tuple(str(tmp_path / f"{number}.mp4") for number in range(40))
+    table = FeatureTable(torch.zeros(40, 2), paths, labels, (None,) * 40)
+    shape = {"num_frames": 9, "fps": 9.0, "width": 9, "height": 9}
+    rows = [{"path": path, "label": label, **shape} for path, label in zip(paths, labels, strict=True)]
+    task = divide(table, Manifest.from_rows(rows, tmp_path), {}, "train", share, 0)
+    assert float((~task.train).float().mean()) == pytest.approx(share)

@@ -100,8 +100,9 @@ def divide(
         rule = "by the manifest's splits"
     else:
         rng = np.random.default_rng(seed)
-        folds = grouped_folds(labels.numpy(), table.groups, max(2, round(1 / hold_out)), rng)
-        train = torch.from_numpy(folds != 0)
+        smaller = min(hold_out, 1 - hold_out)  # one part of so many; most of the videos are what is left beside it
+        folds = grouped_folds(labels.numpy(), table.groups, round(1 / smaller), rng)
+        train = torch.from_numpy((folds != 0) == (hold_out <= 0.5))
         grouped = "whole groups" if any(table.groups) else "single videos (no groups known)"
         rule = f"{float((~train).float().mean()):.0%} held out, {grouped} drawn at random with seed {seed}"
     if not train.any() or train.all() or len(set(labels[train].tolist())) < 2:

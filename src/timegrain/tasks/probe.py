@@ -113,6 +113,11 @@ def probe(
         json: Print one JSON object.
     """
     started = time.perf_counter()
+    if min(num_neighbours, batch_size) < 1 or not temperature > 0:
+        raise ValueError(
+            "--num-neighbours and --batch-size must be at least 1 and --temperature above 0, got "
+            f"{num_neighbours}, {batch_size} and {temperature:g}"
+        )
     sources = [weights] if isinstance(weights, str) else list(weights)
     trained = find_encoders(sources)
     config = trained[0].config
