@@ -165,10 +165,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"timegrain {name}: error: {_words(error)}", file=sys.stderr)
         return 2
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error) or "Caught" in str(error) or os.environ.get("TIMEGRAIN_DEBUG"):
+        is_pool = type(error).__name__ == "BrokenProcessPool"  # of `demo` and `eventworld`
+        is_loader = "DataLoader worker" in str(error) and "Caught" not in str(error)
+        if not (is_loader or is_pool) or os.environ.get("TIMEGRAIN_DEBUG"):
             raise
         print(
-            f"timegrain {name}: error: a process that decodes videos was ended from outside "
+            f"timegrain {name}: error: a process that {'decodes videos' if is_loader else 'helps here'} was ended from outside "
             f"({str(error).splitlines()[0]}), most often because memory ran out, or the space for shared memory "
             "(/dev/shm): try fewer workers or a smaller batch. The same command goes on with what is done",
             file=sys.stderr,

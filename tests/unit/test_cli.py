@@ -6,6 +6,7 @@ import importlib
 import inspect
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
@@ -63,3 +64,12 @@ def test_errors_of_the_system_name_the_file_and_no_number(capsys, monkeypatch):
     monkeypatch.setattr("timegrain.cli._call", fails)
     assert main(["embed"]) == 2
     assert capsys.readouterr().err == "timegrain embed: error: /root/m.parquet: Permission denied\n"
+
+
+def test_a_helping_process_that_is_killed_is_one_message(capsys, monkeypatch):
+    def fails(*rest):
+        raise BrokenProcessPool("A process in the process pool was terminated abruptly")
+
+    monkeypatch.setattr("timegrain.cli._call", fails)
+    assert main(["demo"]) == 2
+    assert "demo: error: a process that helps here was ended from outside" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import pytest
 from matplotlib import pyplot as plt
 
 from timegrain.data.eventworld import write_world
-from timegrain.demo import METHODS, jobs, reading
+from timegrain.demo import METHODS, demo, jobs, reading
 from timegrain.demo.figures import paired_differences, score_panels, similarity_panels, video_strips
 from timegrain.demo.jobs import Done, Example, Job, run_job
 from timegrain.demo.page import by_score, write_page
@@ -167,3 +167,18 @@ def test_the_page_stands_alone_and_says_what_the_numbers_say(world: Path, tmp_pa
     assert ("That is the paper&#39;s finding." in page) == (worlds == 3)
     for name, _, _ in METHODS:
         assert f">{name}<" in page
+
+
+def test_the_quick_demo_and_the_whole_one_share_a_folder(tmp_path: Path, monkeypatch):
+    """Their worlds have other sizes, so neither can take the other's."""
+    made: list[Path] = []
+
+    def write(folder: Path, *rest: object, **settings: object) -> None:
+        made.append(folder)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("timegrain.demo.write_world", write)
+    for quick in (True, False):
+        with pytest.raises(ValueError, match="enough"):
+            demo(out=tmp_path, quick=quick)
+    assert made[0] != made[1]

@@ -58,7 +58,8 @@ def demo(
     """
     started = time.time()
     num_train, num_test, steps = (320, 160, 120) if quick else (600, 400, 170)
-    worlds = {seed + i: out / "worlds" / f"seed{seed + i}" for i in range(1 if quick else 3)}
+    size = "quick-" if quick else ""  # both may go into one folder, each with worlds and jobs of its own
+    worlds = {seed + i: out / "worlds" / f"{size}seed{seed + i}" for i in range(1 if quick else 3)}
     cores = num_cores()
     spent: dict[str, float] = {}
     for number, world in worlds.items():
@@ -73,7 +74,7 @@ def demo(
     fixed = {number: floors(known[number, "train"], known[number, "test"]) for number in worlds}
     spent["decoding once"] = time.time() - mark
     jobs = [
-        Job(name, kind, world, out / "jobs" / f"{kind}{f'-a{alpha:g}' if kind == 'teg' else ''}-seed{number}", number,
+        Job(name, kind, world, out / "jobs" / f"{kind}{f'-a{alpha:g}' if kind == 'teg' else ''}-{size}seed{number}", number,
             0 if kind in ("random", "pixels") else steps, alpha)
         for name, kind, alpha in METHODS if pyramid or kind != "pyramid"
         for number, world in worlds.items()
