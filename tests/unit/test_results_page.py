@@ -35,6 +35,13 @@ def test_only_equal_protocols_share_a_table(tmp_path):
     assert group_results(results[:2])[0].title == "kinetics400: linear probe"
 
 
+def test_settings_inside_a_setting_tell_tables_apart(tmp_path):
+    results = [(tmp_path, a_result(0, 0.5, views={"num_clips": number, "num_crops": 3})) for number in (1, 10)]
+    assert [group.title for group in group_results(results)] == [
+        "kinetics400: linear probe (views.num_clips 1)", "kinetics400: linear probe (views.num_clips 10)"
+    ]  # fmt: skip
+
+
 def test_floors_measured_again_count_once_and_seeds_count_each(tmp_path):
     (group,) = group_results([(tmp_path, a_result(seed, 0.5 + seed / 100)) for seed in range(3)])
     assert len(group.methods("trained")["TeG-FG"]) == 3

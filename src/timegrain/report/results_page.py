@@ -106,13 +106,23 @@ def group_results(results: Sequence[tuple[Path, Result]]) -> list[Group]:
 
 def _difference(group: Group, groups: Sequence[Group]) -> str:
     """The settings of a group's protocol that no other group of the same benchmark and task has; at most two."""
-    others = [other.first.protocol for other in groups if other is not group and other.title == group.title]
+    others = [_flat(other.first.protocol) for other in groups if other is not group and other.title == group.title]
     own = {
         key: value
-        for key, value in group.first.protocol.items()
+        for key, value in _flat(group.first.protocol).items()
         if isinstance(value, str | int | float) and all(other.get(key) != value for other in others)
     }
     return ", ".join(f"{key} {value}" for key, value in list(own.items())[:2]) if others else ""
+
+
+def _flat(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a protocol; those of a group of them by dotted name."""
+    flat: dict[str, Any] = {}
+    for key, value in protocol.items():
+        flat |= (
+            {f"{key}.{inner}": item for inner, item in value.items()} if isinstance(value, Mapping) else {key: value}
+        )
+    return flat
 
 
 def reading(group: Group) -> list[str]:
