@@ -123,6 +123,15 @@ def test_what_is_wrong_is_said_in_one_message_before_training(ava, tmp_path, cap
     assert not list(tmp_path.glob("run/*.safetensors"))
 
 
+def test_test_videos_that_are_all_gone_are_one_message(ava, tmp_path, capsys):
+    for file in ava.iterdir():
+        if file.name not in ("k3.mp4", "k4.mp4"):
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    assert run(tmp_path, tmp_path / "run") == 2
+    assert "no key frame of the 2 test videos could be read; the first: " in capsys.readouterr().err
+    assert (tmp_path / "run" / "localizer.safetensors").exists()
+
+
 @pytest.mark.slow
 def test_people_are_found_by_torchvisions_detector(ava, tmp_path):
     """Random weights that take everything for a person: what matters is the way from its boxes to the score."""

@@ -9,7 +9,9 @@ import pytest
 
 from conftest import make_video, moving_square
 from timegrain.cli import main
+from timegrain.data.isolated import Failure
 from timegrain.data.manifest import Manifest
+from timegrain.tasks import video_floors
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +93,16 @@ def test_refusals_leave_no_file(folder, tmp_path, capsys):
     assert code == 2
     assert "must be positive" in err
     assert not list(tmp_path.glob("*p.*"))
+
+
+def test_a_url_s_secret_is_not_printed_with_its_failure(tmp_path, capsys, monkeypatch):
+    url = "https://someone:secret@host/a.mp4?token=secret"
+    Manifest.from_rows([{"path": url, "num_frames": 9, "fps": 9.0, "width": 9, "height": 9}], tmp_path).write(
+        tmp_path / "m.parquet"
+    )
+    broken = iter([(0, Failure("could not be read"))])
+    monkeypatch.setattr(video_floors, "run_isolated", lambda *_: broken)
+    code, _, error = run(capsys, "change", tmp_path / "m.parquet", "--out", tmp_path / "c.json")
+    assert code == 2
+    assert "https://***@host/a.mp4?***: could not be read" in error
+    assert "secret" not in error

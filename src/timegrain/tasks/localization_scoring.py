@@ -153,6 +153,9 @@ def score_localizer(
         batch = to_model_input(clip[None].to(device))
         logits_detected[index] = _probabilities(localizer, batch, detected[index])
         logits_true[index] = _probabilities(localizer, batch, frames[index])
+    if not logits_true:
+        path, reason = next(iter(broken.items()))
+        raise ValueError(f"no key frame of the {len(broken)} test videos could be read; the first: {path}: {reason}")
     truth = truth_of(frames, ids)
     detections = _detections(detected, logits_detected, ids)
     with atomic_path(out / "detections.csv") as temporary:

@@ -170,7 +170,7 @@ def _detect(
     for position, outcome in track(outcomes, "looking for boundaries", len(files)):
         if isinstance(outcome, Failure):
             failures[ids[position]] = outcome.reason
-            print(f"{files[position]}: {outcome.reason}", file=sys.stderr)
+            print(f"{shown(files[position])}: {outcome.reason}", file=sys.stderr)
         else:
             found[ids[position]] = outcome
     if not found:
