@@ -169,8 +169,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         is_loader = "DataLoader worker" in str(error) and "Caught" not in str(error)
         if not (is_loader or is_pool) or os.environ.get("TIMEGRAIN_DEBUG"):
             raise
+        does = "decodes videos" if is_loader else "helps here"
         print(
-            f"timegrain {name}: error: a process that {'decodes videos' if is_loader else 'helps here'} was ended from outside "
+            f"timegrain {name}: error: a process that {does} was ended from outside "
             f"({str(error).splitlines()[0]}), most often because memory ran out, or the space for shared memory "
             "(/dev/shm): try fewer workers or a smaller batch. The same command goes on with what is done",
             file=sys.stderr,
