@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 BLOCK = 512
+_PADDING = 64 << 10  # bytes behind the end that are looked at; GNU tar fills up to 10,240
 _LONG = 1 << 20  # bytes of a long name or a pax header; more is damage or an attack
 _REGULAR = b"0\0" + b"7"
 _LINKS = {b"1": "a hard link", b"2": "a symbolic link"}
@@ -90,6 +91,7 @@ def _walk(file: BinaryIO, total: int, members: list[Member]) -> None:
     while position < total:
         data = _read(file, position, BLOCK, total)
         if not any(data):
+            _check_end(file, position, total)
             return
         header = _parse(data, position)
         content = position + BLOCK
@@ -128,6 +130,15 @@ def _walk(file: BinaryIO, total: int, members: list[Member]) -> None:
         position = content + _padded(header.size)
     if said or not members:
         raise TarDamage(f"it ends at byte {total:,} without a member" if total else "it is empty")
+
+
+def _check_end(file: BinaryIO, position: int, total: int) -> None:
+    """Behind an archive's end is padding alone: in another archive there videos would be missing."""
+    if _read(file, position, min(total - position, _PADDING), total).strip(b"\0"):
+        raise TarDamage(
+            f"byte {position:,}: its end, but more lies behind it, as where tar files are joined by cat; "
+            "unpack it with tar --ignore-zeros and pack it anew"
+        )
 
 
 def _member(
