@@ -13,6 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from timegrain.data.location import Location
+from timegrain.data.shards import read_shard
 from timegrain.data.tar_index import Member, read_index, why_not_header_of
 
 
@@ -169,3 +171,17 @@ def test_what_lies_at_the_place_of_a_member():
     assert "'a.mp4' lies" in why_not_header_of(data[:512], "b.mp4", 700)
     assert "no member begins" in why_not_header_of(data[512:1024], "a.mp4", 700)
     assert "no member begins" in why_not_header_of(b"", "a.mp4", 700)
+
+
+def test_archives_that_were_joined_are_told():
+    first, second = small("a.mp4"), small("b.mp4")
+    joined = index(first + second)
+    assert [member.name for member in joined.members] == ["a.mp4"]
+    assert "more lies behind it, as where tar files are joined by cat" in joined.damage
+    assert not index(first + bytes(100_000)).damage
+
+
+def test_hidden_members_are_no_videos(tmp_path):
+    shard = tmp_path / "s.tar"
+    shard.write_bytes(small("./left/v0.mp4", "left/._v0.mp4", ".cache/v1.mp4"))
+    assert [Location.parse(row["path"]).member for row in read_shard(str(shard))] == ["./left/v0.mp4"]

@@ -114,6 +114,8 @@ def read_shard(source: str) -> list[Row]:
 def _rows(source: str, file: RangeFile, index: TarIndex) -> Iterator[Row]:
     samples: dict[str, dict[str, Member]] = {}
     for member in index.members:
+        if any(part.startswith(".") for part in PurePosixPath(member.name).parts):
+            continue  # hidden, as the ._v.mp4 that macOS puts beside v.mp4; folders of videos leave them out, too
         key, ending = _key_and_ending(member.name)
         samples.setdefault(key, {})[ending] = member
     for members in samples.values():
