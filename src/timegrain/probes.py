@@ -55,7 +55,8 @@ class LinearProbe:
         """Choose the penalty on held-out parts of the training videos, then fit on all of them.
 
         The strength with the best held-out accuracy wins; among equals the one with the lowest cross-entropy. Groups
-        (clips of one recording) are never split between the parts.
+        (clips of one recording) are never split between the parts. Where nothing can be held out, as of a single group, the
+        strength in the middle is taken.
 
         Args:
             features: Training features.
@@ -65,10 +66,15 @@ class LinearProbe:
             l2_grid: Strengths to try; one value skips the choice.
             num_folds: Parts of which each is held out once.
             rng: Draws the parts; seed 0 by default.
+
+        Raises:
+            ValueError: There is no strength to try, or the features or labels are impossible.
         """
         strengths = sorted(l2_grid, reverse=True)
+        if not strengths:
+            raise ValueError("at least one strength of the penalty is needed")
         scores: dict[float, float] = {}
-        best = strengths[0]
+        best = strengths[len(strengths) // 2]
         folds = np.zeros(len(labels), np.int64)
         if len(strengths) > 1:  # dividing many rows takes longer than the fit
             folds = grouped_folds(labels.cpu().numpy(), groups, num_folds, rng or np.random.default_rng(0))

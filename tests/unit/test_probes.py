@@ -171,6 +171,14 @@ def test_probe_chooses_the_penalty_that_generalises():
     assert accuracy(scaled.logits(test_features * 7 + 2), test_labels) == pytest.approx(chosen, abs=0.02)
 
 
+def test_without_anything_to_hold_out_the_penalty_is_neither_extreme():
+    features, labels = blobs(30, 5, 3)
+    probe = LinearProbe.train(features, labels, 3, groups=["one recording"] * 30)
+    assert (probe.l2, probe.l2_scores) == (1e-2, {})
+    with pytest.raises(ValueError, match="at least one strength"):
+        LinearProbe.train(features, labels, 3, l2_grid=())
+
+
 def test_folds_keep_groups_together_and_balance_classes():
     rng = np.random.default_rng(0)
     groups = [f"g{i // 4}" for i in range(80)] + [None] * 20
