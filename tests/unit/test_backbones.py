@@ -207,6 +207,7 @@ def test_saved_and_loaded(tmp_path) -> None:
         ("slow_r50", {"temporal_kernels": ((3, 2), 1, 1, 1)}, "temporal_kernels"),
         ("slow_r50", {"temporal_kernels": (1, 1, 1)}, "temporal_kernels must be 4"),
         ("slowfast_r50", {"non_local": ((), (), ())}, "non_local"),
+        ("slow_r50", {"blocks": 3}, "'blocks': 3}: one is of another kind"),
         ("slowfast_r50", {"non_local": ((), (4,), (), ())}, "non_local must name blocks that there are"),
     ],
 )

@@ -58,7 +58,10 @@ def build_backbone(name: str, **options: Any) -> Backbone:
     unknown = [option for option in options if option not in known]
     if unknown:
         raise ValueError(f"backbone {name} has no option {', '.join(unknown)}; there are {', '.join(known)}")
-    return BACKBONES[name](**options)
+    try:
+        return BACKBONES[name](**options)
+    except TypeError as error:
+        raise ValueError(f"backbone {name} cannot have the options {options}: one is of another kind: {error}") from error
 
 
 @dataclass
