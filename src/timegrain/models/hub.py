@@ -61,7 +61,9 @@ def build_backbone(name: str, **options: Any) -> Backbone:
     try:
         return BACKBONES[name](**options)
     except TypeError as error:
-        raise ValueError(f"backbone {name} cannot have the options {options}: one is of another kind: {error}") from error
+        raise ValueError(
+            f"backbone {name} cannot have the options {options}: one is of another kind: {error}"
+        ) from error
 
 
 @dataclass
