@@ -194,6 +194,10 @@ def test_messages(weights: Path, manifest: Path, video_folder: Path, tmp_path: P
         (["finetune", "--data.manifest", manifest, "--model.backbone", "r3d51"], "unknown backbone 'r3d51'"),
         (["finetune", "--data.manifest", manifest, "--data.batch_size", 64], "use a batch size of at most 6"),
         (["finetune", "--data.manifest", manifest, "--split", 1, 9], "no column 'split9'"),
+        (
+            ["finetune", "--weights", weights, "--data.manifest", manifest, "--model.backbone", "r3d18"],
+            "has the backbone r3d_tiny, not r3d18",
+        ),
     ]:
         tiny = [word for word in TINY if "batch_size" not in word]
         code, _, err = run(capsys, *arguments, "--run.out", tmp_path / "run", *tiny)

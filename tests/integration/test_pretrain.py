@@ -233,6 +233,7 @@ def test_two_processes_share_negatives_and_resume_bit_for_bit(manifest: Path, tm
         (["--data.workers=-1"], ["--data.workers must be at least 0"]),
         (["--run.devices=0"], ["--run.devices must be at least 1"]),
         (["--run.accumulate=0"], ["--run.accumulate must be at least 1"]),
+        (["--run.monitor_videos=0"], ["--run.monitor_videos must be at least 2"]),
         (["--run.log_every_steps=0"], ["--run.log_every_steps must be at least 1"]),
         (["--run.steps=many"], ["--run.steps: 'many' does not fit; it takes a whole number or null"]),
         pytest.param(

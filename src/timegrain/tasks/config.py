@@ -349,4 +349,4 @@ class RunConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_smallest(self, "run", {"chunk_size": 1})
+        check_smallest(self, "run", {"chunk_size": 1, "monitor_every_epochs": 0, "monitor_videos": 2})

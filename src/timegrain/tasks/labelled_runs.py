@@ -237,6 +237,7 @@ def _resolve(task: Task, settings: Settings, manifest: Manifest) -> tuple[Settin
     if settings.weights is not None:
         encoder = find_encoder(settings.weights)
         config = encoder.config
+        check_backbone(settings.weights, config, settings.model)
         model = replace(settings.model, backbone=config.backbone, options=dict(config.backbone_options))
     else:
         gpu = run.accelerator in ("cuda", "gpu") or (run.accelerator == "auto" and torch.cuda.is_available())
@@ -258,6 +259,15 @@ def _resolve(task: Task, settings: Settings, manifest: Manifest) -> tuple[Settin
         crop_size=data.crop_size or config.crop_size,
     )
     return replace(settings, data=data, model=model), encoder
+
+
+def check_backbone(weights: str, config: EncoderConfig, model: BackboneConfig) -> None:
+    """Refuse a network that is asked for beside weights of another."""
+    if model.backbone not in ("auto", config.backbone):
+        raise ValueError(
+            f"{weights} has the backbone {config.backbone}, not {model.backbone}: leave out --model.backbone, or --weights "
+            "to train that network from scratch"
+        )
 
 
 def _values(task: Task, settings: Settings) -> dict[str, Any]:

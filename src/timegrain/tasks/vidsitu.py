@@ -39,7 +39,7 @@ from timegrain.sampling import ClipSpec
 from timegrain.tasks.classification import TRAINED, ClassificationTask, bare_encoder
 from timegrain.tasks.classifier_config import BackboneConfig
 from timegrain.tasks.config import TrainingConfig, check_smallest
-from timegrain.tasks.labelled_runs import SCRATCH_NAMES
+from timegrain.tasks.labelled_runs import SCRATCH_NAMES, check_backbone
 from timegrain.tasks.resuming import go_on
 from timegrain.tasks.setup import build_loader, free_workers, is_first_process, open_run, plan
 from timegrain.tasks.training import fit, quieten
@@ -202,6 +202,7 @@ def finetune_vidsitu(
     weights = None if weights in (None, "none") else weights
     if weights:
         encoder = find_encoder(weights)
+        check_backbone(weights, encoder.config, model)
     else:
         name = model.backbone if model.backbone != "auto" else ("r3d50" if torch.cuda.is_available() else "r3d_tiny")
         torch.manual_seed(run.seed)
