@@ -353,6 +353,20 @@ def test_check_says_what_is_wrong(folder, monkeypatch, capsys, arguments, messag
     assert message in err
 
 
+def test_a_large_video_has_longer_to_be_checked(tmp_path, monkeypatch):
+    row = {"num_frames": 3, "fps": 1.0, "duration_seconds": 3.0, "width": 2, "height": 2}
+    paths = ["gone.mp4", "a.mp4", "https://host/s.tar#b.mp4@512+40000000"]
+    with (tmp_path / "a.mp4").open("wb") as file:
+        file.truncate(40_000_000)
+    limits = []
+    monkeypatch.setattr(
+        check_module, "run_isolated", lambda _, todo, limit, workers: limits.extend(map(limit, todo)) or iter(())
+    )
+    manifest = Manifest.from_rows([{**row, "path": path} for path in paths], tmp_path)
+    check_module.find_failures(manifest, num_clips=2, time_limit_seconds=10)
+    assert limits == [20, 24, 100]
+
+
 @pytest.mark.parametrize("command", ["scan", "check"])
 def test_help_explains(command, capsys):
     with pytest.raises(SystemExit) as left:

@@ -17,7 +17,7 @@ from timegrain.data.decoding import Crop, VideoError, open_video
 from timegrain.data.isolated import Failure, run_isolated
 from timegrain.data.location import file_state, shown
 from timegrain.data.manifest import Manifest, VideoRow
-from timegrain.data.probing import TIME_LIMIT_SECONDS, check_work
+from timegrain.data.probing import TIME_LIMIT_SECONDS, check_work, seconds_to_read
 from timegrain.progress import track
 from timegrain.sampling import SAMPLERS, ClipSpec, frames_to_read, pair_specs
 
@@ -65,7 +65,7 @@ def check(
         sampler: How clips are placed, as in pre-training.
         seed: Seed of the training run.
         workers: Processes to decode with; all cores by default.
-        time_limit: Seconds that one video may take; then it counts as broken.
+        time_limit: Seconds that one video may take, more if it is large; then it counts as broken.
         json: Print the report as one JSON object.
 
     Raises:
@@ -107,7 +107,7 @@ def find_failures(
         sampler: Name in :data:`timegrain.sampling.SAMPLERS`.
         seed: Seed of the training run.
         workers: Number of processes.
-        time_limit_seconds: Per video and pair.
+        time_limit_seconds: Per video and pair, more if it is large.
 
     Returns:
         Reasons by absolute path, of the videos that failed.
@@ -115,7 +115,7 @@ def find_failures(
     todo = [_frames_to_check(row, index, num_clips, sampler, seed) for index, row in enumerate(manifest)]
 
     def limit(item: FramesToCheck) -> float:
-        return time_limit_seconds * len(item.passes)
+        return (time_limit_seconds + seconds_to_read(item.path, _size(item.path))) * len(item.passes)
 
     outcomes = run_isolated(decode, todo, limit, workers)
     return {
@@ -123,6 +123,13 @@ def find_failures(
         for position, outcome in track(outcomes, "checking", len(todo))
         if isinstance(outcome, Failure)
     }
+
+
+def _size(path: str) -> int:
+    try:
+        return file_state(path)[0] or 0
+    except OSError:  # decoding says what is wrong
+        return 0
 
 
 def _frames_to_check(row: VideoRow, index: int, num_clips: int, sampler: str, seed: int) -> FramesToCheck:

@@ -21,7 +21,7 @@ from timegrain.progress import track
 Row = dict[str, Any]
 
 TIME_LIMIT_SECONDS = 20.0
-_SLOW_DISK = 20e6  # bytes/s: a large file has longer than the time limit, as it has to be read to its end
+_SLOW_DISK = 20e6  # bytes/s: a large file has longer than the time limit
 _SLOW_NETWORK = 1e6
 
 _PROBED = ("path", "num_frames", "fps", "duration_seconds", "width", "height", "codec", "error")
@@ -46,6 +46,11 @@ def check_work(workers: int | None, time_limit_seconds: float) -> None:
         raise ValueError(f"--workers {workers}: at least one process is needed")
     if not time_limit_seconds > 0:
         raise ValueError(f"--time-limit {time_limit_seconds:g}: no file can be read in that time; give seconds above 0")
+
+
+def seconds_to_read(path: str, size: int) -> float:
+    """How long a slow disk or network takes for a file of ``size`` bytes, which has to be read to its end."""
+    return size / (_SLOW_NETWORK if is_url(path) else _SLOW_DISK)
 
 
 def find_files(folder: Path, all_files: bool = False) -> list[Path]:
@@ -156,7 +161,7 @@ def _probe_and_note(
     time_limit_seconds: float,
 ) -> None:
     def limit(path: str) -> float:
-        return time_limit_seconds + sizes[path] / (_SLOW_NETWORK if is_url(path) else _SLOW_DISK)
+        return time_limit_seconds + seconds_to_read(path, sizes[path])
 
     for position, outcome in track(run_isolated(probe_file, todo, limit, workers), "scanning", len(todo)):
         row = rows[todo[position]]
