@@ -338,6 +338,7 @@ def test_check_decodes_the_frames_that_training_draws(folder):
         (["none.parquet"], "no manifest at"),
         (["m.parquet", "--num-clips", "0"], "at least one clip"),
         (["m.parquet", "--time-limit=0"], "give seconds above 0"),
+        (["m.parquet", "--out=."], "is a folder; name the manifest file"),
         (["m.parquet", "--seed=-3"], "--seed -3: a seed is 0 or more"),
         (["m.parquet", "--sampler", "best"], "--sampler best: unknown; there are long_short_contained"),
         (["m.parquet", "--split", "val"], "has no video in split 'val'"),

@@ -18,6 +18,7 @@ from timegrain.data.isolated import Failure, run_isolated
 from timegrain.data.location import file_state, shown
 from timegrain.data.manifest import Manifest, VideoRow
 from timegrain.data.probing import TIME_LIMIT_SECONDS, check_work, seconds_to_read
+from timegrain.data.scan import check_out
 from timegrain.progress import track
 from timegrain.sampling import SAMPLERS, ClipSpec, frames_to_read, pair_specs
 
@@ -75,6 +76,8 @@ def check(
     if num_clips < 1:
         raise ValueError(f"--num-clips {num_clips}: at least one clip is needed")
     check_work(workers, time_limit)
+    if out is not None:
+        check_out(out)
     if seed < 0:
         raise ValueError(f"--seed {seed}: a seed is 0 or more")
     if sampler not in SAMPLERS:
