@@ -126,11 +126,12 @@ class _Convolution(torch.autograd.Function):
             to_weight = _empty(weight, weight.shape)
             padded = F.pad(x, [amount for amount in reversed(ctx.padding) for _ in range(2)]) if any(ctx.padding) else x
             seen = _empty(x, (len(x), x.shape[1], *gradient.shape[2:]))
+            rows, columns = _matrix(gradient).T, _matrix(seen)
             for place in itertools.product(*map(range, weight.shape[2:])):
                 sizes = zip(place, gradient.shape[2:], ctx.stride, strict=True)
                 grid = [slice(start, start + (size - 1) * step + 1, step) for start, size, step in sizes]
                 seen.copy_(padded[:, :, grid[0], grid[1], grid[2]])
-                torch.mm(_matrix(gradient).T, _matrix(seen), out=to_weight[:, :, place[0], place[1], place[2]])
+                torch.mm(rows, columns, out=to_weight[:, :, place[0], place[1], place[2]])
         return to_x, to_weight, None, None
 
 
