@@ -229,6 +229,12 @@ def test_metadata_that_is_not_json(weights: Path) -> None:
         load_encoder(weights)
 
 
+@pytest.mark.parametrize("name", ["coarse.1", "", "keys"])
+def test_a_head_that_cannot_have_its_name(name: str) -> None:
+    with pytest.raises(ValueError, match="a projection head cannot have this name"):
+        VideoEncoder(EncoderConfig("r3d_tiny", heads=(name,), head_hidden=4, head_out=2))
+
+
 def test_a_header_that_promises_too_much(weights: Path) -> None:
     header = json.dumps({"a": {"dtype": "F32", "shape": [2**60], "data_offsets": [0, 2**62]}}).encode()
     weights.write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 16)

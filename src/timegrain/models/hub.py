@@ -146,19 +146,21 @@ class VideoEncoder(
         super().__init__()
         self.config = config
         self.backbone = build_backbone(config.backbone, **config.backbone_options)
-        self.heads = nn.ModuleDict(
-            {
-                name: projection.ProjectionHead(
-                    self.backbone.num_features,
-                    config.head_hidden,
-                    config.head_num_hidden,
-                    config.head_out,
-                    norm=config.head_norm,
-                    norm_momentum=config.head_norm_momentum,
-                )
-                for name in config.heads
-            }
-        )
+        heads = {
+            name: projection.ProjectionHead(
+                self.backbone.num_features,
+                config.head_hidden,
+                config.head_num_hidden,
+                config.head_out,
+                norm=config.head_norm,
+                norm_momentum=config.head_norm_momentum,
+            )
+            for name in config.heads
+        }
+        try:
+            self.heads = nn.ModuleDict(heads)
+        except KeyError as error:  # a dot, nothing, or a method of the dict that holds them
+            raise ValueError(f"a projection head cannot have this name: {error.args[0]}") from error
 
     def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b t2 d"]:
         """Features of each time step.
