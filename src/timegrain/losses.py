@@ -44,7 +44,7 @@ class Level:
     def __post_init__(self) -> None:
         if self.num_short < 1 or self.num_long < 1:
             raise ValueError(f"num_short and num_long must be at least 1, got {self.num_short} and {self.num_long}")
-        if not self.weight >= 0:
+        if not 0 <= self.weight < math.inf:
             raise ValueError(f"a level's weight must be 0 or more, got {self.weight}")
 
     def num_negatives(self, global_batch: int) -> int:

@@ -80,6 +80,8 @@ def test_alpha_gives_the_two_levels_of_the_paper():
     assert [level.head for level in levels_for_alpha(1.0)] == ["fine"]
     with pytest.raises(ValueError, match="between 0"):
         levels_for_alpha(-0.1)
+    with pytest.raises(ValueError, match="weight must be 0 or more, got inf"):
+        Level(weight=math.inf)
 
 
 def test_equal_embeddings_give_the_chance_loss():
