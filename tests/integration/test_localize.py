@@ -123,6 +123,14 @@ def test_what_is_wrong_is_said_in_one_message_before_training(ava, tmp_path, cap
     assert not list(tmp_path.glob("run/*.safetensors"))
 
 
+def test_a_detector_that_cannot_be_read_is_told_before_training(ava, tmp_path, capsys):
+    (tmp_path / "detector.pth").write_bytes(b"nothing")
+    out = tmp_path / "run"
+    assert run(ava, out, "--data.people=null", f"--data.detector_weights={tmp_path}/detector.pth") == 2
+    assert "the person detector's weights cannot be had from" in capsys.readouterr().err
+    assert not out.exists()  # so people from a file may be named in the same folder
+
+
 def test_test_videos_that_are_all_gone_are_one_message(ava, tmp_path, capsys):
     for file in ava.iterdir():
         if file.name not in ("k3.mp4", "k4.mp4"):

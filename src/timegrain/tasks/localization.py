@@ -27,13 +27,14 @@ from timegrain.data.transforms import AugmentConfig, apply_augmentation
 from timegrain.files import atomic_path
 from timegrain.models.hub import EncoderConfig, VideoEncoder
 from timegrain.models.localizer import ActionLocalizer
+from timegrain.models.people import person_detector
 from timegrain.models.weights import choose_device, find_encoder
 from timegrain.optim import OptimConfig
 from timegrain.report.results import Result, Row, method_name, write_result
 from timegrain.sampling import ClipSpec
 from timegrain.tasks.config import TrainingConfig
 from timegrain.tasks.floor_rows import ava_rows
-from timegrain.tasks.localization_scoring import LocalizationData, Scored, ToScore, score_localizer
+from timegrain.tasks.localization_scoring import PEOPLE, LocalizationData, Scored, ToScore, score_localizer
 from timegrain.tasks.resuming import go_on
 from timegrain.tasks.setup import Schedule, build_loader, is_first_process, open_run, plan
 from timegrain.tasks.switches import compiled
@@ -155,6 +156,8 @@ def localize(
     run = replace(run, out=run.out or Path("runs") / f"{data.manifest.stem}-localization")
     out = run.out
     assert out is not None
+    if tested.people is None and is_first_process() and (run.restart or not (out / PEOPLE).exists()):
+        person_detector(data.detector_weights)  # what is wrong with it is said here, not after the training
     options = {"backbone": backbone, "backbone_options": backbone_options or {}, "freeze": freeze, "dropout": dropout}
     known = {"data": data, "weights": weights, **options, "augment": augment, "optim": optim, "run": run}
     resume = open_run(out, known, "localize")

@@ -28,6 +28,8 @@ from timegrain.report.results import Result
 from timegrain.sampling import ClipSpec
 from timegrain.tasks.config import check_smallest
 
+PEOPLE = "people.csv"  # in the run's folder: people that were detected, for the next time
+
 
 @dataclass
 class LocalizationData:
@@ -209,7 +211,7 @@ def _people(
     pictures: KeyFramePictures, data: LocalizationData, out: Path, device: torch.device
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Person boxes of the test frames, detected once and kept."""
-    kept = out / "people.csv"
+    kept = out / PEOPLE
     if kept.exists():
         return read_people(kept)
     detector = person_detector(data.detector_weights, device)
