@@ -178,6 +178,7 @@ def cut_clips(
             crop = plan.crops[clip]
             part = picture[crop.top - box.top :, crop.left - box.left :][: crop.height, : crop.width]
             resize_pictures(part[None], clips[clip][place, None], flip=plan.flips[clip], rounding=rounding)
+        del picture, part  # so that the next one comes to lie where this one was, in the cache
     return [as_frames(clip) for clip in clips]
 
 

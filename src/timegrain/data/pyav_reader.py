@@ -28,6 +28,10 @@ from timegrain.data.video import (
     spread,
 )
 
+# Pixels of frames that are decoded before the first of them is converted: code that takes turns with a decoder finds the
+# processor's caches full of other things each time.
+_TOGETHER = 1 << 21
+
 
 class _UnexpectedFrame(Exception):
     """The decoder did not give what the packets announce."""
@@ -35,6 +39,19 @@ class _UnexpectedFrame(Exception):
 
 class _UnexpectedSize(Exception):
     """A frame has another size than the container says, and the first frame's is not yet known."""
+
+
+def _groups(frames: Iterator[tuple[int, Any]]) -> Iterator[list[tuple[int, Any]]]:
+    """Decoded frames, some at a time."""
+    group: list[tuple[int, Any]] = []
+    num_pixels = 0
+    for rank, frame in frames:
+        group.append((rank, frame))
+        num_pixels += frame.width * frame.height
+        if num_pixels >= _TOGETHER:
+            yield group
+            group, num_pixels = [], 0
+    yield group
 
 
 class PyAVReader:
@@ -273,13 +290,14 @@ class PyAVReader:
             places[int(ranks[number])].append(place)
         while True:
             try:
-                for rank, frame in self._decode(ranks):
-                    picture = None
-                    for place in places[rank]:
-                        if picture is None or crops[place] != cut_out:
-                            cut_out = crops[place]
-                            picture = self._rgb(frame, cut_out)
-                        yield place, picture
+                for group in _groups(self._decode(ranks)):
+                    for rank, frame in group:
+                        picture = None  # so that the next one comes to lie where this one was, in the cache
+                        for place in places[rank]:
+                            if picture is None or crops[place] != cut_out:
+                                cut_out = crops[place]
+                                picture = self._rgb(frame, cut_out)
+                            yield place, picture
                 return
             except (_UnexpectedFrame, _UnexpectedSize) as error:
                 self._retry(error)
