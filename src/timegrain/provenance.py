@@ -19,7 +19,7 @@ def provenance() -> dict[str, Any]:
 
     Returns:
         ``command``, ``git`` (the commit, ``-dirty`` with uncommitted changes, None outside a checkout), ``python``,
-        ``versions`` and ``machine``; JSON values only.
+        ``versions`` (None for what is not installed by that name) and ``machine``; JSON values only.
     """
     import torch
 
@@ -27,7 +27,7 @@ def provenance() -> dict[str, Any]:
         "command": sys.argv,
         "git": _commit(Path(__file__).parent),
         "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in _PACKAGES},
+        "versions": {name: _version(name) for name in _PACKAGES},
         "machine": {
             "system": platform.platform(),
             "processor": platform.processor() or platform.machine(),
@@ -35,6 +35,13 @@ def provenance() -> dict[str, Any]:
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
     }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # a checkout on PYTHONPATH, or OpenCV by another name
+        return None
 
 
 def _commit(folder: Path) -> str | None:

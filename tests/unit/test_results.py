@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from timegrain import provenance
 from timegrain.report.results import Result, Row, find_results, method_name, read_result, write_result
 
 
@@ -19,6 +20,13 @@ def test_round_trip_with_provenance(tmp_path):
     assert (back.benchmark, back.protocol, back.coverage, back.num_test) == ("ucf101", {"views": 3}, {"present": 4}, 12)
     assert back.provenance["versions"]["torch"]
     assert back.provenance["machine"]["cores"] >= 1
+
+
+def test_what_is_not_installed_has_no_version(monkeypatch):
+    monkeypatch.setattr(provenance, "_PACKAGES", ("torch", "no-such-package"))
+    versions = provenance.provenance()["versions"]
+    assert versions["torch"]
+    assert versions["no-such-package"] is None
 
 
 def test_results_are_found_in_folders_once(tmp_path):
