@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from timegrain.distributed import recomputed
 from timegrain.models.cpu_convolution import LAYOUT, convolve_on_cpu, suits_cpu
+from timegrain.models.cpu_norm import Norm3d
 from timegrain.models.non_local import Affinity, NonLocalBlock
 
 Padding = Literal["same", "symmetric"]
@@ -122,9 +123,9 @@ class SpatialMaxPool(nn.Module):
         return F.max_pool3d(x, (1, 3, 3), (1, 2, 2), [0, *before], ceil_mode=True)
 
 
-def norm3d(channels: int) -> nn.BatchNorm3d:
+def norm3d(channels: int) -> Norm3d:
     """The batch norm of all networks here."""
-    return nn.BatchNorm3d(channels, eps=NORM_EPS, momentum=NORM_MOMENTUM)
+    return Norm3d(channels, eps=NORM_EPS, momentum=NORM_MOMENTUM)
 
 
 class _Block(nn.Module, ABC):

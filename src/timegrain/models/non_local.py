@@ -9,6 +9,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, einsum, nn
 
+from timegrain.models.cpu_norm import Norm3d
+
 Affinity = Literal["softmax", "dot_product"]
 
 
@@ -33,7 +35,7 @@ class NonLocalBlock(nn.Module):
         self.affinity, self.inner = affinity, inner
         self.query, self.key, self.value = (nn.Conv3d(channels, inner, 1) for _ in range(3))
         self.out = nn.Conv3d(inner, channels, 1)
-        self.norm = nn.BatchNorm3d(channels)
+        self.norm = Norm3d(channels)
         nn.init.zeros_(self.norm.weight)
         for projection in (self.query, self.key, self.value, self.out):
             nn.init.normal_(projection.weight, std=0.01)
