@@ -114,12 +114,15 @@ def resolve(
         manifest_path = run.out / "manifest.parquet"
         if not data.folder.is_dir():
             raise ValueError(f"{data.folder} is not a folder; --data.folder takes a folder of videos")
-        goes_on = _holds_run(run.out) and not run.restart
-        if is_first_process() and not _lists(manifest_path, data.folder, goes_on):
-            with redirect_stdout(sys.stderr):  # standard output belongs to what `--json` prints at the end
-                scan(data.folder, out=manifest_path)
+        goes_on, began = _holds_run(run.out) and not run.restart, time.time()
         while not _lists(manifest_path, data.folder, goes_on):
-            time.sleep(0.5)
+            if is_first_process():
+                with redirect_stdout(sys.stderr):  # standard output belongs to what `--json` prints at the end
+                    scan(data.folder, out=manifest_path)
+                break
+            time.sleep(0.5)  # until the first process has made it, also where videos come in meanwhile
+            if manifest_path.exists() and manifest_path.stat().st_mtime > began:
+                break
     assert manifest_path is not None
     everything = Manifest.open(manifest_path)
     splits = set(everything.column("split").to_pylist())
