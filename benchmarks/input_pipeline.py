@@ -221,7 +221,7 @@ def stages(path: Path, rounds: int) -> list[Row]:
                 where.setdefault(frame_number, []).append((clip, place))
         clock = _Clock()
         with PyAVReader(str(path)) as reader:
-            clock("open: read all packets, find the frames")
+            clock("open: find the packets and the frames")
             arrays = [np.empty((len(indices), SIZE, SIZE, 3), np.uint8) for indices in plan.indices]
             for frame_number, frame in reader._decode(np.array(sorted(where))):
                 clock("decode")

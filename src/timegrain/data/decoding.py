@@ -53,7 +53,7 @@ def open_video(path: str | os.PathLike[str], *, decoder: str = "pyav") -> VideoR
 def probe(path: str | os.PathLike[str], *, decoder: str = "pyav") -> VideoInfo:
     """What a video file holds, with the exact number of frames.
 
-    Reads all packets of the file and decodes its first frame; where the packets do not tell how many frames are shown,
+    Finds all packets of the file and decodes its first frame; where the packets do not tell how many frames are shown,
     decodes all of them.
 
     Raises:

@@ -57,7 +57,7 @@ def _groups(frames: Iterator[tuple[int, Any]]) -> Iterator[list[tuple[int, Any]]
 class PyAVReader:
     """Reads with PyAV; see :class:`timegrain.data.video.VideoReader` for the methods.
 
-    Frames are found through the packets. All of them are walked through once, which for well-formed streams of the usual
+    Frames are found through the packets. All of them are looked at once, which for well-formed streams of the usual
     codecs tells every frame (:mod:`timegrain.data.streams`); then only packets that a needed frame depends on are
     decoded. Each packet carries its number through the decoder in place of its time stamp: each frame that comes out
     says which packet it is, and frames other than the announced ones are noticed. Where the packets do not tell, or
