@@ -14,7 +14,7 @@ import timegrain
 
 def main(video: Path, weights: Path) -> None:
     """Print the segments, and how strong the boundary at each one's end is."""
-    found = timegrain.find_boundaries(video, model=weights, window_seconds=0.5)
+    found = timegrain.find_boundaries(video, model=weights)
     for (start, end), strength in zip(found.segments, [*found.strengths, None], strict=True):
         print(f"{start:6.2f} s to {end:6.2f} s" + (f"   boundary {strength:.3f}" if strength is not None else ""))
 

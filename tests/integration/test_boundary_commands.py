@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import pickle
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -244,12 +245,15 @@ def test_find_without_training_marks_where_features_change(changing_video, tmp_p
         timegrain.find_boundaries(changing_video, model=encoder, gap_seconds=-1.0)
 
 
-def test_find_boundaries_takes_a_trained_file(finished, world):
+def test_find_boundaries_takes_a_trained_file(finished, world, capsys):
     path = Manifest.open(world).select("test")[0].path
     found = timegrain.find_boundaries(path, model=finished / "weights.safetensors", device="cpu")
     assert found.trained
     assert found.seconds.tolist() == json.loads((finished / "predictions.json").read_text())[Path(path).stem]
     assert len(timegrain.find_boundaries(path, model=finished, device="cpu", threshold=2.0).seconds) == 0
+    example = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "find_boundaries.py"))
+    example["main"](Path(path), finished)
+    assert capsys.readouterr().out.count(" s to ") == len(found.segments)
     with pytest.raises(ValueError, match="prominence: only an encoder can be told that"):
         timegrain.find_boundaries(path, model=finished, device="cpu", prominence=2.0)
 
