@@ -7,8 +7,10 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -215,6 +217,36 @@ def test_two_processes_share_negatives_and_resume_bit_for_bit(manifest: Path, tm
     two(resumed)
     assert_same_weights(whole, resumed)
     assert checkpoint(resumed)["global_step"] == 4
+
+
+@pytest.mark.multiprocess
+def test_a_process_whose_starter_was_killed_before_they_met_ends(manifest: Path, tmp_path: Path):
+    """It would wait half an hour for it, and whoever reads its output would wait as long."""
+    options = [f"--data.manifest={manifest}", "--data.batch_size=2", "--run.devices=2", f"--run.out={tmp_path / 'run'}"]
+    command = [sys.executable, "-m", "timegrain.cli", "pretrain", *TINY, *options]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
+    if not children.exists():
+        run.kill()
+        pytest.skip("needs Linux's list of a process's children")
+    while not children.read_text():
+        assert run.poll() is None
+        time.sleep(0.01)
+    run.kill()
+    run.communicate(timeout=240)  # until the other one has let go of the output
+
+
+@pytest.mark.multiprocess
+def test_a_port_that_is_taken_is_a_message(manifest: Path, tmp_path: Path):
+    options = [f"--data.manifest={manifest}", "--data.batch_size=2", "--run.devices=2", f"--run.out={tmp_path / 'run'}"]
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        environment = {**os.environ, "MASTER_PORT": str(taken.getsockname()[1])}
+        command = [sys.executable, "-m", "timegrain.cli", "pretrain", *TINY, *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 2
+    assert "another program has port" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,8 @@ from timegrain.tasks.config import TrainingConfig
 from timegrain.tasks.setup import Schedule, is_first_process
 from timegrain.tasks.switches import compile_backbones, keep_freed_memory, set_layout
 
+_STARTED_BY = "TIMEGRAIN_STARTED_BY"  # in the environment of processes that a run starts beside itself: who did
+
 
 class _Step(NamedTuple):
     """What is reported of a step whose loss turns out not to be finite."""
@@ -203,8 +205,11 @@ def fit(
     # The engine asks the first process at every batch whether it has got a SIGTERM, and every process waits for the
     # answer; `BetweenSteps` hears the signal and asks seldom.
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-    if isinstance(getattr(trainer.strategy, "cluster_environment", None), LightningEnvironment) and trainer.local_rank:
-        end_with_parent(os.getppid())
+    if isinstance(getattr(trainer.strategy, "cluster_environment", None), LightningEnvironment):
+        if trainer.local_rank:
+            end_with_parent(int(os.environ.get(_STARTED_BY, os.getppid())))
+        else:
+            os.environ[_STARTED_BY] = str(os.getpid())
     try:
         trainer.fit(task, loader(trainer), ckpt_path=resume, weights_only=True)
     except RunStopped as stopped:
@@ -247,6 +252,11 @@ def _in_words(error: Exception, out: Path, last: Path, is_alone: bool) -> Except
             f"a process that decodes videos was ended from outside ({text.splitlines()[0]}), most often because memory "
             "ran out, or the space for shared memory (/dev/shm): try fewer --data.workers or a smaller --data.batch_size. "
             f"{next_time}"
+        )
+    if "EADDRINUSE" in text:
+        return ValueError(
+            f"another program has port {os.environ.get('MASTER_PORT', '')}, where the processes of this run would meet: "
+            f"set MASTER_PORT to a free one, or leave it out and one is chosen. {next_time}"
         )
     if not is_alone and re.search(r"[Cc]onnection (closed|reset)|NCCL|[Gg]loo|Broken pipe|timed? ?out", text):
         return ValueError(
