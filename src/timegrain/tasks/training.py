@@ -5,7 +5,6 @@ from __future__ import annotations
 import json as json_module
 import logging
 import os
-import re
 import signal
 import time
 import warnings
@@ -39,6 +38,7 @@ from timegrain.data.location import shown
 from timegrain.optim import OptimConfig, build_optimizer, schedule
 from timegrain.tasks.config import TrainingConfig
 from timegrain.tasks.setup import Schedule, is_first_process
+from timegrain.tasks.stopped import in_words, where_it_goes_on
 from timegrain.tasks.switches import compile_backbones, keep_freed_memory, set_layout
 
 _STARTED_BY = "TIMEGRAIN_STARTED_BY"  # in the environment of processes that a run starts beside itself: who did
@@ -217,57 +217,17 @@ def fit(
             raise SystemExit(0) from None
         raise KeyboardInterrupt(f"{stopped}; the same command continues there") from None
     except SystemExit:  # the engine's answer to a Ctrl-C that could not wait
-        raise KeyboardInterrupt(f"the same command {_where_it_goes_on(last)}") from None
+        raise KeyboardInterrupt(f"the same command {where_it_goes_on(last)}") from None
     except Exception as error:
         if not is_alone and trainer.strategy.launcher is not None:
             # Processes that wait for this one in a GPU would not notice for long.
             trainer.strategy.launcher.kill(signal.SIGKILL)
-        told = _in_words(error, run.out, last, is_alone)
+        told = in_words(error, run.out, last, is_alone)
         if told is None:
             raise
         raise told from error
     trainer.save_checkpoint(last)
     return trainer
-
-
-def _in_words(error: Exception, out: Path, last: Path, is_alone: bool) -> Exception | None:
-    """What stopped a run and what to do, for people; None where the error says it, or is ours."""
-    text, next_time = str(error), f"The same command {_where_it_goes_on(last)}"
-    # An error that a worker met comes with its whole traceback; the last thing in it is the error's own message.
-    caught = re.search(r"Caught (\w+) in DataLoader worker process", text)
-    if caught:
-        said = re.findall(rf"^(?:\w+\.)*{caught[1]}: (.*)", text, re.MULTILINE | re.DOTALL)
-        is_for_people = caught[1] in ("VideoError", "ValueError", "FileNotFoundError", "PermissionError", "OSError")
-        return ValueError(f"{said[-1].strip()}. {next_time}") if said and is_for_people else None
-    if isinstance(error, OSError) and error.errno is not None:
-        what = f"{error.filename or out} could not be written or read: {error.strerror}"
-        return OSError(f"{what}. {next_time} once that is put right; nothing that was there before is lost")
-    if "out of memory" in text or "can't allocate memory" in text:
-        return ValueError(
-            f"memory ran out ({text.splitlines()[0]}). Lower --data.batch_size, --data.crop_size or the number "
-            f"of frames, or try --run.precision bf16-mixed on a GPU. The last checkpoint, if any, is {last}"
-        )
-    if "DataLoader worker" in text:
-        return ValueError(
-            f"a process that decodes videos was ended from outside ({text.splitlines()[0]}), most often because memory "
-            "ran out, or the space for shared memory (/dev/shm): try fewer --data.workers or a smaller --data.batch_size. "
-            f"{next_time}"
-        )
-    if "EADDRINUSE" in text:
-        return ValueError(
-            f"another program has port {os.environ.get('MASTER_PORT', '')}, where the processes of this run would meet: "
-            f"set MASTER_PORT to a free one, or leave it out and one is chosen. {next_time}"
-        )
-    if not is_alone and re.search(r"[Cc]onnection (closed|reset)|NCCL|[Gg]loo|Broken pipe|timed? ?out", text):
-        return ValueError(
-            f"another process of this run ended, and this one cannot go on without it ({text.splitlines()[0]}). What it "
-            f"said itself is above. {next_time}"
-        )
-    return None
-
-
-def _where_it_goes_on(checkpoint: Path) -> str:
-    return f"continues from {checkpoint}" if checkpoint.exists() else "begins anew: there is no checkpoint yet"
 
 
 def _trainer(
