@@ -25,6 +25,7 @@ from timegrain.callbacks import FailedVideos
 from timegrain.cli import main
 from timegrain.data.eventworld import world_config, write_world
 from timegrain.models.hub import EncoderConfig, VideoEncoder, save_weights
+from timegrain.tasks.stopped import in_words
 
 TINY = [
     "--model.backbone=r3d_tiny", "--model.head_hidden=16", "--model.head_layers=1", "--model.head_out=8",
@@ -214,6 +215,14 @@ def test_videos_that_vanish_during_training(
     assert last_step(out) >= 1
     assert pretrain(out, manifest, *chosen) == 0
     assert_the_same(whole, out)
+
+
+def test_the_news_of_a_killed_worker_may_come_wrapped(tmp_path: Path):
+    """It is raised by a signal, and what ran just then may have caught it and raised an error of its own."""
+    wrapped = TypeError("a check of types failed")
+    wrapped.__cause__ = RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed. \nmore")
+    told = in_words(wrapped, tmp_path, tmp_path / "last.ckpt", True)
+    assert "was ended from outside (DataLoader worker (pid 1) is killed by signal: Killed. )" in str(told)
 
 
 def test_a_worker_that_is_killed(manifest: Path, tmp_path: Path, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -31,9 +32,11 @@ def in_words(error: Exception, out: Path, last: Path, is_alone: bool) -> Excepti
             f"memory ran out ({text.splitlines()[0]}). Lower --data.batch_size, --data.crop_size or the number "
             f"of frames, or try --run.precision bf16-mixed on a GPU. The last checkpoint, if any, is {last}"
         )
-    if "DataLoader worker" in text:
+    # The news of a worker that was killed comes as a signal, in the middle of whatever runs then; some code wraps it.
+    ended = next((str(link) for link in _with_causes(error) if "DataLoader worker" in str(link)), None)
+    if ended is not None:
         return ValueError(
-            f"a process that decodes videos was ended from outside ({text.splitlines()[0]}), most often because memory "
+            f"a process that decodes videos was ended from outside ({ended.splitlines()[0]}), most often because memory "
             "ran out, or the space for shared memory (/dev/shm): try fewer --data.workers or a smaller --data.batch_size. "
             f"{next_time}"
         )
@@ -48,6 +51,13 @@ def in_words(error: Exception, out: Path, last: Path, is_alone: bool) -> Excepti
             f"said itself is above. {next_time}"
         )
     return None
+
+
+def _with_causes(error: BaseException) -> Iterator[BaseException]:
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__
 
 
 def where_it_goes_on(checkpoint: Path) -> str:
