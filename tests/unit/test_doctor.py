@@ -83,7 +83,7 @@ def workers_found(workers: int | None) -> dict[str, doctor.Finding]:
 
 def test_workers_threads_shared_memory_and_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     usage = type(shutil.disk_usage(tmp_path))
-    monkeypatch.setattr(doctor, "_cores", lambda: 8)
+    monkeypatch.setattr(doctor, "num_cores", lambda: 8)
     monkeypatch.setattr(doctor, "_QUOTA", tmp_path / "cpu.max")
     monkeypatch.setattr(doctor, "_SHARED", tmp_path)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: usage(64 * 2**20, 0, 64 * 2**20))

@@ -15,6 +15,8 @@ from typing import Any, Literal, NamedTuple
 
 from packaging.requirements import Requirement
 
+from timegrain.machine import num_cores
+
 _LIBRARIES = ("torch", "torchvision", "lightning", "av", "numpy", "pyarrow", "safetensors", "jsonargparse")
 _MALICIOUS = {("lightning", "2.6.2"), ("lightning", "2.6.3")}
 _MIN_FREE = 5e9  # bytes: below, a frame cache or checkpoints soon fill the disk
@@ -144,7 +146,7 @@ def _small_video(path: Path) -> Path:
 
 
 def _devices() -> Iterator[Finding]:
-    cores = _cores()
+    cores = num_cores()
     if cores > 8 and "OMP_NUM_THREADS" not in os.environ:
         advice = "export OMP_NUM_THREADS=1 where many processes share the machine: each may start a thread per core"
         yield Finding("cores", "warning", f"{cores}, and OMP_NUM_THREADS is not set", advice)
@@ -170,10 +172,6 @@ def _devices() -> Iterator[Finding]:
         yield Finding("GPU", "ok", "none; small networks (r3d_tiny) train on the CPU")
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _quota() -> float | None:
     """Cores that a container's limit allows; None where there is none."""
     try:
@@ -185,7 +183,7 @@ def _quota() -> float | None:
 
 def _workers(asked: int | None) -> Iterator[Finding]:
     """Whether so many loading processes suit the cores, their threads, the shared memory and the open files."""
-    cores, quota = _cores(), _quota()
+    cores, quota = num_cores(), _quota()
     workers = asked if asked is not None else max(0, cores - 1)
     said = f"{workers}{'' if asked is not None else ' (what training takes here)'}, {cores} cores"
     if quota is not None and quota < min(workers, cores):
