@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from timegrain import machine
 from timegrain.cli import main
 from timegrain.tasks import doctor
 
@@ -77,33 +78,51 @@ def test_known_misconfigurations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert all(finding.advice for finding in found.values() if finding.state != "ok")
 
 
-def workers_found(workers: int | None) -> dict[str, doctor.Finding]:
-    return {finding.name: finding for finding in doctor._workers(workers)}
+def loading_found(workers: int | None) -> dict[str, doctor.Finding]:
+    looked = [*doctor._workers(workers), *doctor._memory(workers)]
+    return {finding.name: finding for finding in looked}
 
 
 def test_workers_threads_shared_memory_and_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     usage = type(shutil.disk_usage(tmp_path))
     monkeypatch.setattr(doctor, "num_cores", lambda: 8)
-    monkeypatch.setattr(doctor, "_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(doctor, "memory_bytes", lambda: 64e6)
     monkeypatch.setattr(doctor, "_SHARED", tmp_path)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: usage(64 * 2**20, 0, 64 * 2**20))
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    found = workers_found(16)
+    found = loading_found(16)
     assert {finding.state for finding in found.values()} == {"warning"}
     assert "--data.workers 8 at most" in found["workers"].advice
     assert "68 threads" in found["threads"].found
     assert "--shm-size=" in found["shared memory"].advice
     assert "--data.workers 0" in found["shared memory"].advice
-    (tmp_path / "cpu.max").write_text("200000 100000")
-    assert "may use 2" in workers_found(None)["workers"].found
-    (tmp_path / "cpu.max").write_text("max 100000")
+    assert found["memory"].found.startswith("limited to 0.1 of ")
+    assert "docker run --memory" in found["memory"].advice
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(doctor, "memory_bytes", lambda: 64e9)
+    monkeypatch.setattr(doctor, "present_memory_bytes", lambda: 64e9)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: usage(2**40, 0, 2**40))
     monkeypatch.setattr("resource.getrlimit", lambda which: (256, 256))
-    found = workers_found(7)
+    found = loading_found(7)
     assert (found["workers"].state, found["shared memory"].state) == ("ok", "ok")
+    assert found["memory"] == ("memory", "ok", "64.0 GB", "")
     assert "threads" not in found
     assert "ulimit" in found["open files"].advice
+
+
+def test_a_containers_share_of_the_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    (tmp_path / "cpu.max").write_text("250000 100000\n")
+    (tmp_path / "own").write_text("0::/\n")
+    monkeypatch.setattr(machine, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(machine, "_OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cores = next(iter(doctor._devices()))
+    assert (cores.state, cores.found) == ("warning", "limited to 2.5 of 64 cores by the container")
+    assert "OMP_NUM_THREADS=2" in cores.advice
+    assert "1 (what training takes here), 2 cores" in loading_found(None)["workers"].found
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert next(iter(doctor._devices())).state == "ok"
 
 
 def test_torchcodec_without_ffmpeg_says_so(monkeypatch: pytest.MonkeyPatch):

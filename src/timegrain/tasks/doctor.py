@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from packaging.requirements import Requirement
 
-from timegrain.machine import num_cores
+from timegrain.machine import core_limit, memory_bytes, num_cores, present_cores, present_memory_bytes
 
 _LIBRARIES = ("torch", "torchvision", "lightning", "av", "numpy", "pyarrow", "safetensors", "jsonargparse")
 _MALICIOUS = {("lightning", "2.6.2"), ("lightning", "2.6.3")}
@@ -23,7 +23,6 @@ _MIN_FREE = 5e9  # bytes: below, a frame cache or checkpoints soon fill the disk
 _BATCH = 32 * 48 * 3 * 224 * 224  # bytes of a batch of the default size: 32 videos, 32 + 16 frames, 224 pixels
 _AHEAD = 2  # batches that each worker has ready
 _SHARED = Path("/dev/shm")  # where workers put batches for the training process, on Linux
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _MIN_OPEN_FILES = 1024
 
 
@@ -146,8 +145,16 @@ def _small_video(path: Path) -> Path:
 
 
 def _devices() -> Iterator[Finding]:
-    cores = num_cores()
-    if cores > 8 and "OMP_NUM_THREADS" not in os.environ:
+    cores, present, limit = num_cores(), present_cores(), core_limit()
+    if limit is not None and limit < present:
+        found = f"limited to {limit:g} of {present} cores by the container"
+        more = "for more, docker run --cpus, or the cluster's limit"
+        if "OMP_NUM_THREADS" in os.environ:
+            yield Finding("cores", "ok", found, more)
+        else:
+            advice = f"export OMP_NUM_THREADS={cores}: libraries start a thread for each of the {present}; {more}"
+            yield Finding("cores", "warning", found, advice)
+    elif cores > 8 and "OMP_NUM_THREADS" not in os.environ:
         advice = "export OMP_NUM_THREADS=1 where many processes share the machine: each may start a thread per core"
         yield Finding("cores", "warning", f"{cores}, and OMP_NUM_THREADS is not set", advice)
     else:
@@ -172,26 +179,15 @@ def _devices() -> Iterator[Finding]:
         yield Finding("GPU", "ok", "none; small networks (r3d_tiny) train on the CPU")
 
 
-def _quota() -> float | None:
-    """Cores that a container's limit allows; None where there is none."""
-    try:
-        most, period = _QUOTA.read_text().split()
-        return None if most == "max" else int(most) / int(period)
-    except (OSError, ValueError):
-        return None
+def _num_workers(asked: int | None) -> int:
+    return asked if asked is not None else num_cores() - 1
 
 
 def _workers(asked: int | None) -> Iterator[Finding]:
-    """Whether so many loading processes suit the cores, their threads, the shared memory and the open files."""
-    cores, quota = num_cores(), _quota()
-    workers = asked if asked is not None else max(0, cores - 1)
+    """Whether so many loading processes suit the cores, their threads and the open files."""
+    cores, workers = num_cores(), _num_workers(asked)
     said = f"{workers}{'' if asked is not None else ' (what training takes here)'}, {cores} cores"
-    if quota is not None and quota < min(workers, cores):
-        found = f"{said}, of which this container may use {quota:g}"
-        yield Finding(
-            "workers", "warning", found, f"--data.workers {max(1, int(quota))}: more only wait for each other"
-        )
-    elif workers > cores:
+    if workers > cores:
         advice = f"--data.workers {cores} at most: one process a core; more cost memory and make nothing faster"
         yield Finding("workers", "warning", said, advice)
     else:
@@ -203,18 +199,6 @@ def _workers(asked: int | None) -> Iterator[Finding]:
             f"OMP_NUM_THREADS is {threads}: {workers} workers and training may start {threads * (workers + 1)} threads"
         )
         yield Finding("threads", "warning", found, f"export OMP_NUM_THREADS=1; there are {cores} cores")
-    if _SHARED.is_dir() and workers:
-        usage, needed = shutil.disk_usage(_SHARED), (_AHEAD * workers + 1) * _BATCH
-        found = f"{_SHARED} has {usage.free / 1e9:.1f} of {usage.total / 1e9:.1f} GB free"
-        if usage.free < needed:
-            fitting = max(0, int((usage.free / _BATCH - 1) / _AHEAD))
-            advice = (
-                f"{workers} workers with batches of 32 videos of the paper's size take up to {needed / 1e9:.1f} GB of it: "
-                f"docker run --shm-size={max(1, round(1.2 * needed / 1e9))}g (or --ipc=host), or --data.workers {fitting}"
-            )
-            yield Finding("shared memory", "warning", found, advice)
-        else:
-            yield Finding("shared memory", "ok", found)
     try:
         import resource
     except ImportError:  # not on Windows
@@ -223,6 +207,34 @@ def _workers(asked: int | None) -> Iterator[Finding]:
     if 0 < most < _MIN_OPEN_FILES:
         advice = "ulimit -n 65536: every batch that a worker hands over is some open files"
         yield Finding("open files", "warning", f"at most {most} at a time", advice)
+
+
+def _memory(asked: int | None) -> Iterator[Finding]:
+    """Whether the batches that wait for training fit in memory, and in the part of it that processes share."""
+    workers, memory, present = _num_workers(asked), memory_bytes(), present_memory_bytes()
+    needed = (_AHEAD * workers + 1) * _BATCH
+    take = f"{workers} workers with batches of 32 videos of the paper's size take up to {needed / 1e9:.1f} GB of it"
+    if memory < float("inf"):
+        limited = f"limited to {memory / 1e9:.1f} of {present / 1e9:.1f} GB by the container"
+        found = limited if memory < present else f"{memory / 1e9:.1f} GB"
+        more = "docker run --memory, or the cluster's limit, or " if memory < present else ""
+        advice = f"{take}, beside the processes themselves: {more}--data.workers {_fitting(memory)}"
+        is_short = workers > 0 and needed > memory
+        yield Finding("memory", "warning" if is_short else "ok", found, advice if is_short else "")
+    if _SHARED.is_dir() and workers:
+        usage = shutil.disk_usage(_SHARED)
+        found = f"{_SHARED} has {usage.free / 1e9:.1f} of {usage.total / 1e9:.1f} GB free"
+        if usage.free < needed:
+            size = max(1, round(1.2 * needed / 1e9))
+            advice = f"{take}: docker run --shm-size={size}g (or --ipc=host), or --data.workers {_fitting(usage.free)}"
+            yield Finding("shared memory", "warning", found, advice)
+        else:
+            yield Finding("shared memory", "ok", found)
+
+
+def _fitting(space: float) -> int:
+    """How many workers' batches go into so many bytes."""
+    return max(0, int((space / _BATCH - 1) / _AHEAD))
 
 
 def _folder(folder: Path) -> Iterator[Finding]:
@@ -250,6 +262,7 @@ def examine(video: Path | None, folder: Path, workers: int | None = None) -> lis
         lambda: _decoders(video),
         _devices,
         lambda: _workers(workers),
+        lambda: _memory(workers),
         lambda: _folder(folder),
     ]
     return [finding for look in looks for finding in look()]
@@ -258,7 +271,7 @@ def examine(video: Path | None, folder: Path, workers: int | None = None) -> lis
 def doctor(
     *, video: Path | None = None, folder: Path = Path("."), workers: int | None = None, json: bool = False
 ) -> None:
-    """Look at versions, decoders, devices, workers and disk, and say what to do where something is wrong.
+    """Look at versions, decoders, devices, workers, memory and disk, and say what to do where something is wrong.
 
     Ends with exit code 0 if training could run here, warnings or not, and with 1 if a problem was found.
 

@@ -7,7 +7,6 @@ The settings go through the same functions as the run's own (:mod:`timegrain.tas
 from __future__ import annotations
 
 import json as json_module
-import os
 import resource
 import sys
 import tempfile
@@ -19,7 +18,7 @@ import torch
 from timegrain.data.location import shown
 from timegrain.data.manifest import Manifest
 from timegrain.data.transforms import AugmentConfig
-from timegrain.machine import num_cores
+from timegrain.machine import memory_bytes, num_cores
 from timegrain.optim import OptimConfig
 from timegrain.tasks.budget import Loading, Range, cpu_batch_seconds, estimate, gpu_step_seconds, stated_loading
 from timegrain.tasks.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
@@ -192,7 +191,7 @@ def make_plan(
         found = estimate(computing, loading, loaders, schedule, data.batch_size, run.accumulate, fits=True)
         batches = schedule.steps * run.accumulate
         found = replace(found, step_seconds=together, seconds=(batches * together[0], batches * together[1]))
-        capacity = _machine_bytes()
+        capacity = memory_bytes()
     else:
         width = float(cores or ASSUMED_CORES)
         capacity = card.usable_bytes()
@@ -239,10 +238,3 @@ def most_resident_bytes() -> int:
     """The most bytes of memory that this process has held so far."""
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-
-
-def _machine_bytes() -> float:
-    try:
-        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (ValueError, OSError):
-        return float("inf")
