@@ -27,6 +27,7 @@ _KERNEL_MODULES = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
+_VECTOR_MODULES = (nn.LayerNorm, nn.RMSNorm, nn.Embedding)  # whose parameters may look like a matrix
 
 
 @dataclass
@@ -40,7 +41,7 @@ class OptimConfig:
             applied to a sum over its replicas; see docs/benchmarks.md.)
         momentum: Of sgd, reference_sgd and lars.
         nesterov: Nesterov's momentum for sgd, reference_sgd and lars.
-        weight_decay: On weights of convolutions and linear layers only; biases and normalisation have none. Added to
+        weight_decay: On weights of convolutions, linear layers and attention only; biases and normalisation have none. Added to
             the gradient, except with adamw, which decays the weights themselves.
         betas: Of adamw.
         trust_coefficient: Of lars: step length of a layer in units of its weights' norm.
@@ -113,8 +114,9 @@ def schedule(*, warmup_steps: int, total_steps: int) -> Callable[[int], float]:
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Split trainable parameters into kernels, which decay, and others, which do not.
 
-    Kernels are the weights of convolutions and linear layers; others are biases, scales and shifts of normalisation and
-    any parameter of a module not known here. This is the reference's rule (variables named "kernel").
+    Kernels are the weights of convolutions and linear layers, and whatever else is a matrix, such as the joint one of an
+    attention's queries, keys and values. Others are vectors: biases, scales and shifts of normalisation, learned tokens.
+    This is the reference's rule (variables named "kernel"), by what a parameter is instead of by its name.
 
     Args:
         module: Whose parameters; frozen ones are left out, shared ones appear once.
@@ -123,13 +125,24 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     Returns:
         Up to two groups, ``kernels`` first, for any ``torch.optim`` optimiser; each has a ``name``.
     """
-    kernels = {id(layer.weight) for layer in module.modules() if isinstance(layer, _KERNEL_MODULES)}
+    kernels = {
+        id(parameter)
+        for layer in module.modules()
+        for name, parameter in layer.named_parameters(recurse=False)
+        if _is_kernel(layer, name, parameter)
+    }
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = (
         ("kernels", [p for p in trainable if id(p) in kernels], weight_decay),
         ("others", [p for p in trainable if id(p) not in kernels], 0.0),
     )
     return [{"name": name, "params": params, "weight_decay": decay} for name, params, decay in groups if params]
+
+
+def _is_kernel(layer: nn.Module, name: str, parameter: Tensor) -> bool:
+    if isinstance(layer, _KERNEL_MODULES):
+        return name == "weight"  # also where it is one row or column
+    return not isinstance(layer, _VECTOR_MODULES) and sum(size > 1 for size in parameter.shape) > 1
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:

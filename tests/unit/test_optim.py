@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -12,6 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from timegrain.models.boundary import BoundaryConfig, BoundaryDetector
+from timegrain.models.classifiers import AttentiveClassifier, LinearClassifier
+from timegrain.models.hub import BACKBONES, EncoderConfig, VideoEncoder, build_backbone
+from timegrain.models.localizer import ActionLocalizer
 from timegrain.optim import (
     OptimConfig,
     ReferenceLARS,
@@ -21,6 +25,9 @@ from timegrain.optim import (
     schedule,
     warmup_cosine,
 )
+from timegrain.tasks.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig, with_defaults
+from timegrain.tasks.pretrain import build_objective
+from timegrain.tasks.setup import with_queue
 
 NAMES = ("sgd", "reference_sgd", "adamw", "lars")
 LENGTHS = st.tuples(st.integers(0, 50), st.integers(1, 400)).map(lambda pair: (pair[0], pair[0] + pair[1]))
@@ -80,6 +87,49 @@ def test_groups_cover_every_trainable_parameter_once() -> None:
     )
     assert (kernels["name"], kernels["weight_decay"]) == ("kernels", 0.1)
     assert (others["name"], others["weight_decay"]) == ("others", 0.0)
+
+
+def networks() -> dict[str, nn.Module]:
+    """One of every network that a command trains, on the meta device: only their parameters' names and kinds count."""
+    clip = {"num_frames": 8, "stride": 2, "crop_size": 32}
+    with torch.device("meta"):
+        made: dict[str, nn.Module] = {f"backbone {name}": build_backbone(name) for name in BACKBONES}
+        for name in get_args(get_type_hints(ObjectiveConfig)["name"]):
+            data, objective = with_defaults(DataConfig(crop_size=24, batch_size=4), ObjectiveConfig(name=name))
+            objective = with_queue(objective, data, RunConfig(), 100)
+            made[f"objective {name}"] = build_objective(data, ModelConfig(backbone="r3d_tiny"), objective, None)
+        made["linear"], made["attentive"] = LinearClassifier(12, 3), AttentiveClassifier(12, 3, num_blocks=2)
+        made["localizer"] = ActionLocalizer(VideoEncoder(EncoderConfig("r3d_tiny")), 3)
+        for method in get_args(get_type_hints(BoundaryConfig)["method"]):
+            config = BoundaryConfig(method=method, backbone="r3d_tiny", frozen=method in ("tcn", "bmn"), **clip)
+            made[f"boundaries {method}"] = BoundaryDetector(config)
+        made["boundaries resnet50"] = BoundaryDetector(BoundaryConfig(method="pc", backbone="resnet50", **clip))
+    return made
+
+
+def test_of_every_network_only_biases_and_norms_do_not_decay() -> None:
+    norms = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
+    for name, network in networks().items():
+        of_norms = {
+            f"{place}.{part}".lstrip(".")
+            for place, layer in network.named_modules()
+            if isinstance(layer, norms)
+            for part, _ in layer.named_parameters(recurse=False)
+        }
+        decaying = {id(p) for g in parameter_groups(network, 0.1) if g["weight_decay"] for p in g["params"]}
+        free = {place for place, p in network.named_parameters() if p.requires_grad and id(p) not in decaying}
+        wanted = {place for place, _ in network.named_parameters() if place.endswith("bias")} | of_norms
+        trained = {place for place, p in network.named_parameters() if p.requires_grad}
+        # A learned query is a token, not a map between features.
+        assert free == (wanted & trained) | ({"query"} if name == "attentive" else set()), name
+    assert "blocks.0.self_attn.in_proj_weight" in dict(networks()["attentive"].named_parameters())
+
+
+def test_attention_with_keys_of_another_size_decays_too() -> None:
+    attention = nn.MultiheadAttention(4, 2, kdim=3, vdim=5, add_bias_kv=True)
+    kernels, others = parameter_groups(attention, 0.1)
+    assert len(kernels["params"]) == 4  # queries, keys, values, out
+    assert {parameter.numel() for parameter in others["params"]} == {4, 12}
 
 
 def test_an_empty_group_is_left_out() -> None:
