@@ -41,8 +41,8 @@ class OptimConfig:
             applied to a sum over its replicas; see docs/benchmarks.md.)
         momentum: Of sgd, reference_sgd and lars.
         nesterov: Nesterov's momentum for sgd, reference_sgd and lars.
-        weight_decay: On weights of convolutions, linear layers and attention only; biases and normalisation have none. Added to
-            the gradient, except with adamw, which decays the weights themselves.
+        weight_decay: On weights of convolutions, linear layers and attention only; biases and normalisation have none.
+            Added to the gradient, except with adamw, which decays the weights themselves.
         betas: Of adamw.
         trust_coefficient: Of lars: step length of a layer in units of its weights' norm.
     """

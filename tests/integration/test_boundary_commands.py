@@ -166,6 +166,29 @@ def test_the_threshold_never_sees_the_videos_that_are_scored(world, finished, tm
     assert first["rows"][0]["scores"] != second["rows"][0]["scores"]
 
 
+def test_a_finished_detector_is_scored_again_without_training(world, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train(out, world, "--run.steps=2") == 0
+    steps, first = (out / "metrics.csv").read_text(), load_detector(out)
+    kept = {
+        name: (out / name).read_bytes() for name in ("result.json", "threshold.json", "predictions.pkl", "scores.pkl")
+    }
+    capsys.readouterr()
+    other = ["--evaluation.split=train", "--evaluation.every=8", "--picking.rule=peaks", "--picking.gap_seconds=0.2"]
+    assert train(out, world, "--run.steps=2", *other) == 0
+    assert "scoring again with evaluation.every 8, before None" in capsys.readouterr().err
+    (aside,) = out.glob("scored-*")
+    assert {name: (aside / name).read_bytes() for name in kept} == kept
+    assert (out / "metrics.csv").read_text() == steps
+    result = json.loads((out / "result.json").read_text())
+    assert (result["protocol"]["split"], result["protocol"]["every"], result["num_test"]) == ("train", 8, 10)
+    second = load_detector(out)
+    assert (second.config.picking["rule"], second.config.picking["gap_seconds"]) == ("peaks", 0.2)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert train(out, world, "--run.steps=2", "--data.held_out=0.4") == 2
+    assert "data.held_out: 0.3 there, 0.4 asked for" in capsys.readouterr().err
+
+
 def test_evaluate_scores_saved_weights_and_keeps_floors(world, finished, tmp_path, capsys):
     command = ["boundaries", "evaluate", str(world), "--weights", str(finished), "--workers", "0", "--device", "cpu"]
     assert main([*command, "--out", str(tmp_path / "e"), "--json"]) == 0

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from timegrain.cli import main
 from timegrain.data.manifest import Manifest
 from timegrain.models.hub import EncoderConfig, VideoEncoder, load_encoder, save_weights
-from timegrain.report.results import read_result
+from timegrain.report.results import find_results, read_result
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TINY = [
@@ -96,6 +96,34 @@ def test_finetune(weights: Path, manifest: Path, tmp_path: Path, capsys) -> None
     assert "data.stride: 2 there, 1 asked for" in err
 
 
+def test_a_finished_run_is_scored_again_without_training(weights: Path, manifest: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "run"
+    command = ["finetune", "--weights", weights, "--data.manifest", manifest, "--run.out", out, "--run.steps", 2, *TINY]
+    assert run(capsys, *command)[0] == 0
+    first, rows = read_result(out / "result.json"), (out / "metrics.csv").read_text()
+    code, _, err = run(capsys, *command, "--test.num_clips", 1, "--data.split_test", "train")
+    assert code == 0, err
+    assert "scoring again with data.split_test 'train', before 'test', test.num_clips 1, before 2" in err
+    assert (out / "metrics.csv").read_text() == rows  # not a step more
+    second = read_result(out / "result.json")
+    assert (first.num_test, second.num_test) == (2, 6)
+    assert second.protocol["test"].startswith("1 clip x 3 crops")
+    assert (first.protocol["split_test"], second.protocol["split_test"]) == ("test", "train")
+    (aside,) = out.glob("scored-*")
+    assert read_result(aside / "result.json") == first
+    assert (aside / "clips.pkl").exists()
+    assert yaml.safe_load((aside / "config.yaml").read_text())["test"]["num_clips"] == 2
+    assert yaml.safe_load((out / "config.yaml").read_text())["test"]["num_clips"] == 1
+    then, now = (json.loads((place / "run.json").read_text()) for place in (aside, out))
+    assert (now["scored_before"], now["steps"]) == ([aside.name], then["steps"])
+    assert then["scores"]["trained"]["top1"] == first.rows[0].scores["top1"]
+    # What only changes how fast the same is computed keeps the scores where they are; a report counts the run once.
+    assert run(capsys, *command, "--test.num_clips", 1, "--data.split_test", "train", "--test.batch_size", 2)[0] == 0
+    assert list(out.glob("scored-*")) == [aside]
+    assert [path for path, _ in find_results([out])] == [out / "result.json"]
+    assert [path for path, _ in find_results([aside])] == [aside / "result.json"]
+
+
 def test_from_scratch_on_three_splits(manifest: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "run"
     code, text, err = run(
@@ -110,6 +138,14 @@ def test_from_scratch_on_three_splits(manifest: Path, tmp_path: Path, capsys) ->
     assert tested == [[1], [2], [3]]
     parts = [run_ for run_ in out.glob("split*/clips.pkl")]
     assert len(parts) == 3
+    code, _, err = run(
+        capsys, "finetune", "--model.backbone", "r3d_tiny", "--data.manifest", manifest, "--run.out", out,
+        "--run.steps", 2, "--split", 1, 2, 3, *TINY, "--test.num_crops", 1,
+    )  # fmt: skip
+    assert code == 0, err
+    assert read_result(next(out.glob("scored-*")) / "result.json") == result
+    assert len(list(out.glob("split*/scored-*/clips.pkl"))) == 3
+    assert read_result(out / "result.json").protocol["test"].startswith("2 clips x 1 crop ")
     assert load_encoder(out / "split2" / "weights.safetensors").config.extra["objective"] == "supervised"
     code, _, err = run(
         capsys, "finetune", "--data.manifest", manifest, "--run.out", tmp_path / "x", "--split", 4, *TINY

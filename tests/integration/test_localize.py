@@ -80,6 +80,12 @@ def test_trains_scores_and_writes_what_score_reads(ava, tmp_path, capsys):
     assert run(ava, tmp_path / "run") == 0
     assert "ava-kinetics: 2 of 4 validation videos" in capsys.readouterr().out
     assert read_result(tmp_path / "run" / "result.json").rows[0].scores == trained.scores
+    # Other pictures of the same key frames: scored again, the earlier detections kept.
+    kept = detections.read_bytes()
+    assert run(ava, tmp_path / "run", "--data.short_side=48") == 0
+    assert "scoring again with data.short_side 48, before 32" in capsys.readouterr().err
+    (aside,) = (tmp_path / "run").glob("scored-*")
+    assert (aside / "detections.csv").read_bytes() == kept != detections.read_bytes()
 
 
 @pytest.mark.parametrize(

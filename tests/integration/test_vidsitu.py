@@ -97,6 +97,9 @@ def test_sgd_probe_and_training_from_scratch_run_and_continue(vidsitu, tmp_path,
     assert (result.task, result.rows[0].method) == ("from scratch", "r3d_tiny")
     assert main([*scratch, "--run.steps=2"]) == 0  # nothing is left to train; it is scored again
     assert read_result(tmp_path / "scratch" / "result.json").rows == result.rows
+    assert main([*scratch, "--run.steps=2", "--data.num_crops=3"]) == 0
+    assert read_result(tmp_path / "scratch" / "result.json").protocol["num_crops"] == 3
+    assert read_result(next((tmp_path / "scratch").glob("scored-*")) / "result.json").rows == result.rows
     sgd = ["probe", "vidsitu", "--mode=sgd", f"--weights={vidsitu}/weights.safetensors", videos, *SMALL]
     assert main([*sgd, f"--run.out={tmp_path}/sgd", "--run.steps=2"]) == 0
     assert read_result(tmp_path / "sgd" / "result.json").protocol["steps"] == 2

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,8 @@ from timegrain.provenance import provenance
 
 NAME = "result.json"
 _FORM = "timegrain-result/1"
+# Folders in a run's folder for what was moved aside: of a run that was begun anew, of a scoring with other settings.
+REPLACED, SCORED = "before-", "scored-"
 
 Role = Literal["trained", "floor", "ceiling"]
 
@@ -101,6 +104,8 @@ def read_result(path: Path) -> Result:
 def find_results(runs: Sequence[Path]) -> list[tuple[Path, Result]]:
     """All results in some runs' folders, sorted by path.
 
+    What a run moved aside counts only where it is named itself: it is another state of the same run.
+
     Args:
         runs: Folders, searched with their subfolders, or ``result.json`` files.
 
@@ -111,13 +116,17 @@ def find_results(runs: Sequence[Path]) -> list[tuple[Path, Result]]:
     for run in runs:
         if not run.exists():
             raise ValueError(f"{run} does not exist; name folders of runs, or {NAME} files")
-        there = sorted(run.rglob(NAME)) if run.is_dir() else [run]
+        there = sorted(filter(partial(_is_present, run), run.rglob(NAME))) if run.is_dir() else [run]
         if not there:
             raise ValueError(
                 f"{run} holds no {NAME}; `timegrain probe`, `finetune`, `boundaries` and the others write one each"
             )
         found += there
     return [(path, read_result(path)) for path in dict.fromkeys(path.resolve() for path in found)]
+
+
+def _is_present(run: Path, file: Path) -> bool:
+    return not any(part.startswith((REPLACED, SCORED)) for part in file.relative_to(run).parts)
 
 
 def method_name(trained: Mapping[str, Any]) -> str:

@@ -47,7 +47,8 @@ from timegrain.tasks.boundary_setup import (
 )
 from timegrain.tasks.config import TrainingConfig
 from timegrain.tasks.resuming import go_on
-from timegrain.tasks.setup import Schedule, build_cache, is_first_process, open_run
+from timegrain.tasks.run_folder import Scoring, open_run
+from timegrain.tasks.setup import Schedule, build_cache, is_first_process
 from timegrain.tasks.switches import compiled
 from timegrain.tasks.training import TrainingTask, finish, fit, quieten
 
@@ -56,6 +57,11 @@ AS_IT_IS = AugmentConfig(
     crop_sampler="whole", flip_probability=0.0, jitter_probability=0.0, grayscale_probability=0.0,
     blur_probability=(0.0, 0.0), solarize_probability=(0.0, 0.0),
 )  # fmt: skip
+
+SCORING = Scoring(
+    frozenset({"evaluation", "picking"}),
+    ("threshold.json", "predictions.pkl", "predictions.json", "scores.pkl", "ground_truth.pkl", "result.json"),
+)
 
 
 class BoundaryTask(TrainingTask):
@@ -142,9 +148,10 @@ def train(
 ) -> None:
     """Train a detector of event boundaries, choose its threshold, score it.
 
-    The same command again continues a run that was stopped, bit for bit. The run's folder gets weights.safetensors (which
-    `timegrain boundaries find` and `evaluate` take), threshold.json (how rule and threshold were chosen, on training videos
-    set aside), predictions.pkl and .json (the official submission), scores.pkl (the official score sequences),
+    The same command again continues a run that was stopped, bit for bit; with other settings of evaluation or picking it
+    scores a finished one anew and keeps the earlier scores in OUT/scored-TIME. The run's folder gets weights.safetensors
+    (which `timegrain boundaries find` and `evaluate` take), threshold.json (how rule and threshold were chosen, on training
+    videos set aside), predictions.pkl and .json (the official submission), scores.pkl (the official score sequences),
     ground_truth.pkl (which `timegrain score gebd` reads) and result.json.
 
     Examples::
@@ -185,7 +192,7 @@ def train(
         "method": method, "backbone": backbone, "data": data, "model": model, "augment": augment, "picking": picking,
         "optim": optim, "decay": decay, "evaluation": evaluation, "run": run,
     }  # fmt: skip
-    resume = open_run(out, settings, "boundaries train")
+    resume = open_run(out, settings, "boundaries train", [SCORING])
     seed_everything(run.seed, verbose=False)
     detector = build_detector(config, source, model.weights)
     if evaluation.mode == "dense":

@@ -35,7 +35,8 @@ from timegrain.tasks.classifier_config import BackboneConfig, ClassifierConfig, 
 from timegrain.tasks.config import TrainingConfig
 from timegrain.tasks.multiview import score_views, view_logits, write_view_logits
 from timegrain.tasks.resuming import go_on
-from timegrain.tasks.setup import Schedule, build_cache, build_loader, free_workers, is_first_process, open_run, plan
+from timegrain.tasks.run_folder import Scoring, open_run, set_aside_result
+from timegrain.tasks.setup import Schedule, build_cache, build_loader, free_workers, is_first_process, plan
 from timegrain.tasks.training import fit, quieten
 
 Task = Literal["fine-tune", "from scratch", "linear probe", "attentive probe"]
@@ -45,6 +46,7 @@ COMMANDS: Mapping[Task, str] = {
     "linear probe": "probe linear",
     "attentive probe": "probe attentive",
 }
+SCORING = Scoring(frozenset({"test", "data.split_test"}), ("clips.pkl", "result.json"))
 METRICS = {"top1": "top-1", "top5": "top-5", "mean_class_accuracy": "mean class accuracy"}
 SCRATCH_NAMES = {
     "i3d_r50": "I3D",
@@ -114,11 +116,15 @@ def run_splits(task: Task, settings: Settings, json: bool) -> None:
     protocol = {
         "task": task,
         "split": settings.split,
+        "split_test": runs[0].settings.data.split_test,
         "test": f"{views}, softmax averaged",
+        "rounding": settings.test.rounding,
         "clips": f"{runs[0].settings.data.num_frames} frames x stride {runs[0].settings.data.stride}",
         "epochs": settings.run.epochs if settings.run.steps is None else None,
         "steps": settings.run.steps,
     }
+    if len(runs) > 1:
+        set_aside_result(out, protocol)
     seconds = time.time() - started
     coverage = everything.coverage
     benchmark = str((coverage or {}).get("benchmark", source.stem))
@@ -167,7 +173,7 @@ def _train_and_test(task: Task, settings: Settings, manifest: Manifest) -> _Fini
     train, train_labels = _labelled(manifest, data.split_train)
     tested, test_labels = _labelled(manifest, str(data.split_test))
     length = plan(data, run, len(train))
-    resume = open_run(out, _values(task, settings), COMMANDS[task])
+    resume = open_run(out, _values(task, settings), COMMANDS[task], [SCORING])
     length = go_on(length, run, resume)
     seed_everything(run.seed, verbose=False)
     frozen = task.endswith("probe")

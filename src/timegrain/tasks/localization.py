@@ -36,10 +36,20 @@ from timegrain.tasks.config import TrainingConfig
 from timegrain.tasks.floor_rows import ava_rows
 from timegrain.tasks.localization_scoring import PEOPLE, LocalizationData, Scored, ToScore, score_localizer
 from timegrain.tasks.resuming import go_on
-from timegrain.tasks.setup import Schedule, build_loader, is_first_process, open_run, plan
+from timegrain.tasks.run_folder import Scoring, open_run
+from timegrain.tasks.setup import Schedule, build_loader, is_first_process, plan
 from timegrain.tasks.switches import compiled
 from timegrain.tasks.training import TrainingTask, fit, quieten
 
+SCORINGS = (
+    Scoring(
+        frozenset(
+            {"data.split_test", "data.people", "data.detector_weights", "data.min_person_score", "data.short_side"}
+        ),
+        ("detections.csv", "result.json"),
+    ),
+    Scoring(frozenset({"data.split_test", "data.detector_weights"}), (PEOPLE,)),
+)
 _NOT_PROTOCOL = ("manifest", "people", "detector_weights", "workers", "max_failure_share")
 
 
@@ -160,7 +170,7 @@ def localize(
         person_detector(data.detector_weights)  # what is wrong with it is said here, not after the training
     options = {"backbone": backbone, "backbone_options": backbone_options or {}, "freeze": freeze, "dropout": dropout}
     known = {"data": data, "weights": weights, **options, "augment": augment, "optim": optim, "run": run}
-    resume = open_run(out, known, "localize")
+    resume = open_run(out, known, "localize", SCORINGS)
     seed_everything(run.seed, verbose=False)
     encoder = (
         find_encoder(weights) if weights else VideoEncoder(EncoderConfig(backbone, backbone_options or {}, heads=()))

@@ -30,13 +30,13 @@ from timegrain.sampling import ClipSpec
 from timegrain.tasks.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig, clip_specs
 from timegrain.tasks.objective import build_encoder, describe
 from timegrain.tasks.resuming import go_on
+from timegrain.tasks.run_folder import open_run
 from timegrain.tasks.setup import (
     Schedule,
     build_clips,
     build_loader,
     check_batch,
     is_first_process,
-    open_run,
     plan,
     resolve,
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import sys
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
-import yaml
 from lightning import Trainer
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch.utils.data import Dataset
@@ -28,35 +26,9 @@ from timegrain.data.probing import find_files
 from timegrain.data.scan import scan
 from timegrain.data.transforms import AugmentConfig
 from timegrain.distributed import chunk_rows
-from timegrain.files import atomic_path, remove_leftovers
 from timegrain.machine import num_cores
 from timegrain.sampling import ClipSpec
 from timegrain.tasks.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig, TrainingConfig, with_defaults
-
-# Settings that may differ when a run is continued: they do not change what is learned.
-_FREE = {
-    *(
-        "data.workers",
-        "data.cache",
-        "data.cache_folder",
-        "run.accelerator",
-        "run.checkpoint_activations",
-        "run.out",
-        "run.restart",
-        "run.tensorboard",
-        "run.wandb",
-    ),
-    *("run.log_every_steps", "run.checkpoint_minutes", "run.checkpoint_every_steps", "run.keep_every_epochs"),
-}
-# Settings that may differ when a run goes on with another number of processes: they say how its batches are shared.
-_WITH_PROCESSES = {
-    *("run.devices", "run.num_nodes", "run.accumulate", "run.chunk_size"),
-    *("data.batch_size", "optim.learning_rate"),
-}
-
-
-# Settings that runs of earlier versions do not have in their config.yaml, and what they did.
-_NEW: dict[str, Any] = {"data.samples_per_visit": 1}
 
 
 @dataclass(frozen=True)
@@ -114,7 +86,7 @@ def resolve(
         manifest_path = run.out / "manifest.parquet"
         if not data.folder.is_dir():
             raise ValueError(f"{data.folder} is not a folder; --data.folder takes a folder of videos")
-        goes_on, began = _holds_run(run.out) and not run.restart, time.time()
+        goes_on, began = holds_run(run.out) and not run.restart, time.time()
         while not _lists(manifest_path, data.folder, goes_on):
             if is_first_process():
                 with redirect_stdout(sys.stderr):  # standard output belongs to what `--json` prints at the end
@@ -183,90 +155,9 @@ def _lists(path: Path, folder: Path, is_of_run: bool) -> bool:
     return {os.path.abspath(video) for video in known} == {os.path.abspath(video) for video in find_files(folder)}
 
 
-def settings(configs: dict[str, Any]) -> dict[str, Any]:
-    """Plain values of the run's dataclasses, as config.yaml holds them."""
-
-    def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(item) for item in value]
-        return str(value) if isinstance(value, Path) else value
-
-    return {name: plain(config) for name, config in configs.items()}
-
-
-def open_run(out: Path, configs: dict[str, Any], command: str = "pretrain") -> Path | None:
-    """Make the run's folder, or find where its last visit stopped.
-
-    Args:
-        out: The folder.
-        configs: The command's settings by name; ``run`` is among them.
-        command: The command that repeats the run.
-
-    Returns:
-        The checkpoint to go on from, or None for a new run.
-
-    Raises:
-        ValueError: If the folder holds a run with other settings.
-    """
-    values = settings(configs)
-    path = out / "config.yaml"
-    checkpoint = out / "checkpoints" / "last.ckpt"
-    if configs["run"].restart and not is_first_process():
-        return None  # the first process may be moving the old run aside just now
-    if is_first_process():
-        for folder in (out, checkpoint.parent):
-            remove_leftovers(folder)
-    if configs["run"].restart and path.exists():
-        aside = out / f"before-{time.strftime('%Y%m%d-%H%M%S')}"
-        aside.mkdir()
-        for item in [item for item in out.iterdir() if not item.name.startswith(("before-", "manifest", "frames"))]:
-            item.rename(aside / item.name)
-    holds_run = _holds_run(out)
-    if path.exists() and holds_run:
-        try:
-            old = _flat(yaml.safe_load(path.read_text()))
-        except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
-            raise ValueError(f"{path} is damaged: {error}; use another --run.out, or --run.restart true") from error
-        new = _flat(values)
-        old = {key: value for key, value in _NEW.items() if key in new} | old
-        free = _FREE | (_WITH_PROCESSES if _processes(old) != _processes(new) else {"run.devices", "run.num_nodes"})
-        changed = [key for key in sorted({*old, *new} - free) if old.get(key) != new.get(key)]
-        if changed:
-            lines = "\n".join(f"  {key}: {old.get(key)!r} there, {new.get(key)!r} asked for" for key in changed)
-            raise ValueError(
-                f"{out} holds a run with other settings:\n{lines}\n"
-                "Use another --run.out, or --run.restart true to begin anew there (the old run is moved aside)"
-            )
-    elif holds_run:
-        raise ValueError(f"{out} has checkpoints or weights but no config.yaml; use another --run.out")
-    if is_first_process():
-        with atomic_path(path) as temporary:
-            temporary.write_text(
-                f"# Every setting of this run; `timegrain {command} --config` with this file repeats it.\n"
-                + yaml.safe_dump({**values, "run": {**values["run"], "restart": False}}, sort_keys=False)
-            )
-    return checkpoint if checkpoint.exists() else None
-
-
-def _holds_run(out: Path) -> bool:
+def holds_run(out: Path) -> bool:
     """Whether there is something to go on from: a first try that failed must not bind the second."""
     return any(out.glob("checkpoints/*.ckpt")) or any(out.glob("*.safetensors"))
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        flat.update(_flat(value, f"{name}.") if isinstance(value, dict) else {name: value})
-    return flat
-
-
-def _processes(flat: dict[str, Any]) -> int:
-    return int(flat.get("run.devices", 1)) * int(flat.get("run.num_nodes", 1))
 
 
 def build_clips(

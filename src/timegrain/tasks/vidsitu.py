@@ -41,7 +41,8 @@ from timegrain.tasks.classifier_config import BackboneConfig
 from timegrain.tasks.config import TrainingConfig, check_smallest
 from timegrain.tasks.labelled_runs import SCRATCH_NAMES, check_backbone
 from timegrain.tasks.resuming import go_on
-from timegrain.tasks.setup import build_loader, free_workers, is_first_process, open_run, plan
+from timegrain.tasks.run_folder import Scoring, open_run
+from timegrain.tasks.setup import build_loader, free_workers, is_first_process, plan
 from timegrain.tasks.training import fit, quieten
 from timegrain.tasks.verb_scoring import (
     METRICS,
@@ -52,6 +53,7 @@ from timegrain.tasks.verb_scoring import (
     write_predictions,
 )
 
+SCORING = Scoring(frozenset({"data.split_test", "data.num_crops"}), ("predictions.pkl", "result.json"))
 Table = np.ndarray[Any, np.dtype[np.float32]]
 
 
@@ -236,7 +238,9 @@ def _train(
     assert data.stride is not None
     assert data.crop_size is not None
     command = "probe vidsitu" if frozen else "finetune vidsitu"
-    resume = open_run(out, {"data": data, **options, "augment": augment, "optim": optim, "run": run}, command)
+    resume = open_run(
+        out, {"data": data, **options, "augment": augment, "optim": optim, "run": run}, command, [SCORING]
+    )
     seed_everything(run.seed, verbose=False)
     events = VideoEvents.of(train), VideoEvents.of(tested)
     check_annotators(events[1])
