@@ -111,6 +111,13 @@ def decode_dropping(path: Path, plan: ClipsPlan) -> None:
             pass
 
 
+def decode_dropping_and_resize(path: Path, plan: ClipsPlan, picture: np.ndarray) -> list[np.ndarray]:
+    """That floor and the cutting and resizing that all methods do, of one ready picture: nothing is converted."""
+    decode_dropping(path, plan)
+    frames = np.broadcast_to(picture, (1, *picture.shape))
+    return [_cut(frames, np.zeros(len(indices), int), plan, clip) for clip, indices in enumerate(plan.indices)]
+
+
 # ---- the tables ------------------------------------------------------------------------------------------------------
 
 
@@ -118,11 +125,15 @@ def samples(work: str, path: Path, rounds: int, goal: float, store: Path | None 
     """Rows of every way to the two uint8 clips, each against torchcodec."""
     drawn = plans(path, AugmentConfig(), rounds)
     union = [np.unique(np.concatenate(plan.indices)).tolist() for plan in drawn]
+    picture = peers.pyav(path, [0])[0]
     methods: dict[str, Callable[[int], object]] = {
         "TimeGrain": lambda number: ours(path, drawn[number]),
         "TimeGrain, a file that the worker read before": lambda number: ours(path, drawn[number], known=True),
         "floor: decoding alone, key frame to last frame": lambda number: peers.decode_only(path, union[number]),
         "floor: the same without pictures nothing depends on": lambda number: decode_dropping(path, drawn[number]),
+        "floor: the same, and all methods' cutting and resizing": lambda number: decode_dropping_and_resize(
+            path, drawn[number], picture
+        ),
         "PyAV, once": lambda number: peer_once(peers.pyav, path, drawn[number]),
     }
     goals = {"TimeGrain": goal}
