@@ -6,7 +6,7 @@ import csv
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -17,13 +17,15 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from tqdm import tqdm
 
-from timegrain.data.clips import VideoClips, view_batches
+from timegrain.data.clips import VideoClips, half_views
 from timegrain.data.decoding import VideoError
-from timegrain.data.transforms import to_model_input
+from timegrain.data.transforms import stack_clips, to_model_input
 from timegrain.files import appended, atomic_path
 from timegrain.models.hub import VideoEncoder
 from timegrain.monitors import knn_leave_one_out, same_video_retrieval
 from timegrain.provenance import provenance
+
+_RETRIEVAL, _KNN = "monitor/same_video_retrieval", "monitor/knn_accuracy"
 
 
 class ProgressLine(Callback):
@@ -215,8 +217,9 @@ class FeatureMonitor(Callback):
     """How good the features are, without touching training: kNN where videos have labels, else same-video retrieval.
 
     Two clips of each of some training videos are encoded, one from its first half and one from its second. Retrieval:
-    how often the other clip of the same video is the nearest. kNN: how often the label is guessed from other videos.
-    A video that cannot be decoded is looked at no more, and said to be: it is training that decides how many may be broken.
+    how often the other clip of the same video is the nearest, among the videos that are longer than a clip (of the others
+    both clips would be the same). kNN: how often the label is guessed from other videos. A video that cannot be decoded is
+    looked at no more, and said to be: it is training that decides how many may be broken.
 
     Args:
         clips: The training data.
@@ -227,62 +230,96 @@ class FeatureMonitor(Callback):
 
     def __init__(self, clips: VideoClips, every_epochs: int, max_videos: int, csv_log: MetricsCsv) -> None:
         self.clips, self.every_epochs, self.csv_log = clips, every_epochs, csv_log
-        count = min(max_videos, len(clips))
-        self.videos = [round(i * (len(clips) - 1) / max(1, count - 1)) for i in range(count)]
+        self.videos = monitored_videos(clips, max_videos)
+        self.num_short = 0
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look, on the first process only; every process gets the value so that checkpoints agree."""
         if (trainer.current_epoch + 1) % self.every_epochs:
             return
-        value = torch.zeros(1, device=pl_module.device)
+        value = torch.full((1,), torch.nan, device=pl_module.device)
         if trainer.is_global_zero:
             values = self.measure(cast(VideoEncoder, pl_module.encoder), pl_module.device)
-            value[0] = values.get("monitor/knn_accuracy", values["monitor/same_video_retrieval"])
+            value[0] = values.get(_KNN, values.get(_RETRIEVAL, torch.nan))
             self.csv_log.note(trainer, values)
             shown = ", ".join(f"{name.removeprefix('monitor/')} {share:.3f}" for name, share in values.items())
+            if self.num_short:
+                shown += (
+                    f" (retrieval leaves out {self.num_short} of {len(self.videos)} videos, not longer than a clip)"
+                )
             tqdm.write(f"epoch {trainer.current_epoch + 1}: {shown}", file=sys.stderr)
         value = trainer.strategy.broadcast(value)
         pl_module.log("monitor", value[0], rank_zero_only=True)
 
     def measure(self, encoder: VideoEncoder, device: torch.device) -> dict[str, float]:
-        """The monitor's values for an encoder, its mode and statistics left as they were."""
+        """The monitor's values for an encoder, its mode and statistics left as they were.
+
+        Retrieval is not among them where it would have fewer than two videos, kNN where videos have no labels.
+        """
         was_training = encoder.training
         encoder.eval()
         features: list[Tensor] = []
+        counts: list[int] = []
         try:
             with torch.inference_mode():
                 features.extend(
-                    encoder(to_model_input(batch.to(device))).mean(1).float().cpu() for batch in self._batches()
+                    encoder(to_model_input(batch.to(device))).mean(1).float().cpu() for batch in self._batches(counts)
                 )
         finally:
             encoder.train(was_training)
-        pairs = torch.cat(features)  # (2 V, D): rows 2i and 2i + 1 are the two clips of video i
-        first, second = pairs[0::2], pairs[1::2]
-        values = {"monitor/same_video_retrieval": same_video_retrieval(first, second)}
-        labels = [self.clips.manifest[video].label for video in self.videos]
-        if all(labels) and len(set(labels)) > 1:
+        table = torch.cat(features)  # one row, or two in a row, of each video
+        last = torch.tensor(counts).cumsum(0) - 1
+        is_pair = torch.tensor(counts) == 2
+        first, second = table[last - is_pair.long()], table[last]
+        self.num_short = int((~is_pair).sum())
+        values: dict[str, float] = {}
+        if is_pair.sum() > 1:
+            values[_RETRIEVAL] = same_video_retrieval(first[is_pair], second[is_pair])
+        labels = labels_to_guess(self.clips, self.videos)
+        if labels is not None:
             groups = [self.clips.manifest[video].group for video in self.videos]
-            names = sorted({str(label) for label in labels})
-            targets = torch.tensor([names.index(str(label)) for label in labels])
-            values["monitor/knn_accuracy"] = knn_leave_one_out((first + second) / 2, targets, groups)
+            values[_KNN] = knn_leave_one_out((first + second) / 2, labels, groups)
         return values
 
-    def _batches(self) -> Iterator[Tensor]:
-        """Both clips of every video, 16 videos at a time; afterwards ``videos`` are those that could be decoded."""
-        pairs: list[Tensor] = []
+    def _batches(self, counts: list[int]) -> Iterator[Tensor]:
+        """Clips of every video, about 32 at a time, and how many of each; ``videos`` keeps those that could be decoded."""
+        pending: list[Tensor] = []
         for video in list(self.videos):
             try:
-                pairs += view_batches(self.clips, [video], batch_size=2)
+                views = half_views(self.clips, video)
             except VideoError as error:
                 if len(self.videos) == 1:
                     raise
                 self.videos.remove(video)
                 tqdm.write(f"the monitor leaves out {error}", file=sys.stderr)
-            if len(pairs) == 16:
-                yield torch.cat(pairs)
-                pairs = []
-        if pairs:
-            yield torch.cat(pairs)
+                continue
+            counts.append(len(views))
+            pending += views
+            if len(pending) >= 32:
+                yield stack_clips(pending)
+                pending = []
+        if pending:
+            yield stack_clips(pending)
+
+
+def monitored_videos(clips: VideoClips, max_videos: int) -> list[int]:
+    """Which videos a monitor looks at: evenly spread, at most so many."""
+    count = min(max_videos, len(clips))
+    return [round(i * (len(clips) - 1) / max(1, count - 1)) for i in range(count)]
+
+
+def can_be_monitored(clips: VideoClips, max_videos: int) -> bool:
+    """Whether there are labels to guess, or two videos long enough for two clips."""
+    videos = monitored_videos(clips, max_videos)
+    num_long = sum(clips.manifest[video].num_frames > clips.specs[0].span for video in videos)
+    return num_long > 1 or labels_to_guess(clips, videos) is not None
+
+
+def labels_to_guess(clips: VideoClips, videos: Sequence[int]) -> Tensor | None:
+    """Class numbers of the videos; None where one has no label, or all have the same."""
+    labels = [clips.manifest[video].label for video in videos]
+    names = sorted({str(label) for label in labels})
+    return torch.tensor([names.index(str(label)) for label in labels]) if all(labels) and len(names) > 1 else None
 
 
 def run_record(out: Path, facts: dict[str, Any]) -> None:

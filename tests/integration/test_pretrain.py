@@ -384,6 +384,32 @@ def test_a_video_that_breaks_during_training_is_listed_and_stops_the_run(video_f
     assert [row for row in rows(lenient) if row.get("monitor/same_video_retrieval")]
 
 
+def test_the_monitor_never_compares_a_clip_with_itself(video_folder: Path, tmp_path: Path, capsys):
+    """Videos of 40 to 75 frames; of those not longer than the long clip both clips would be the same one."""
+    watched = [f"--data.folder={video_folder}", "--run.epochs=1", "--run.monitor_every_epochs=1"]
+    some = [
+        "--data.long_frames=8",
+        "--data.long_stride=8",
+        "--data.short_frames=4",
+    ]  # 57 frames: four videos are longer
+    assert pretrain(tmp_path / "some", *watched, *some) == 0
+    assert "retrieval leaves out 4 of 8 videos, not longer than a clip" in capsys.readouterr().err
+    shares = [float(row["monitor/same_video_retrieval"]) for row in rows(tmp_path / "some")[-1:]]
+    assert shares[0] * 8 == pytest.approx(round(shares[0] * 8))  # four videos ask, both ways
+    # None is longer: labels are still guessed, from one clip of each; without labels there is nothing to look at.
+    every = ["--data.long_frames=8", "--data.long_stride=16", "--data.short_frames=4"]
+    assert pretrain(tmp_path / "labels", *watched, *every) == 0
+    assert "same_video_retrieval" not in capsys.readouterr().err
+    assert rows(tmp_path / "labels")[-1]["monitor/knn_accuracy"]
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for path in video_folder.rglob("*.mp4"):
+        shutil.copy(path, flat)
+    assert pretrain(tmp_path / "none", f"--data.folder={flat}", *watched[1:], *every) == 0
+    assert "monitor         none: the videos have no labels" in capsys.readouterr().err
+    assert not (tmp_path / "none" / "checkpoints" / "best.ckpt").exists()
+
+
 EQUAL_CLIPS = [
     "--model.backbone=r3d_tiny", "--model.head_hidden=16", "--model.head_layers=1", "--model.head_out=8",
     "--data.crop_size=16", "--data.batch_size=4", "--data.workers=0", "--run.accelerator=cpu",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -23,12 +23,11 @@ from timegrain.data.transforms import (
     draw_augmentation,
     resize_pictures,
     sample_crop,
-    stack_clips,
 )
 from timegrain.data.video import as_frames, box_around
 from timegrain.sampling import SAMPLERS, ClipSampler, ClipSpec, FrameIndices, frames_to_read
 
-__all__ = ["ClipsPlan", "VideoClips", "collate", "cut_clips", "draw_clips", "view_batches", "what_to_read"]
+__all__ = ["ClipsPlan", "VideoClips", "collate", "cut_clips", "draw_clips", "half_views", "what_to_read"]
 
 
 @dataclass(frozen=True)
@@ -208,20 +207,12 @@ def what_to_read(plan: ClipsPlan, num_frames: int) -> tuple[dict[int, list[tuple
     return targets, boxes
 
 
-def view_batches(clips: VideoClips, videos: Sequence[int], batch_size: int) -> Iterator[Tensor]:
-    """Two clips of each video, one from each half of it, in batches of uint8 (B, T, C, H, W).
+def half_views(clips: VideoClips, video: int) -> list[Tensor]:
+    """A clip from each half of a video, uint8 (T, C, H, W) each; a single one where both would be the same.
 
     Args:
         clips: Where they come from.
-        videos: Which videos; a video that cannot be decoded raises a VideoError.
-        batch_size: Clips per batch, even, so that a video's two clips stay together.
+        video: Which video; one that cannot be decoded raises a VideoError.
     """
-    pending: list[Tensor] = []
-    for video in videos:
-        last = max(0, clips.manifest[video].num_frames - clips.specs[0].span)
-        pending += [clips.view(video, last // 4), clips.view(video, last - last // 4)]
-        if len(pending) >= batch_size:
-            yield stack_clips(pending)
-            pending = []
-    if pending:
-        yield stack_clips(pending)
+    last = max(0, clips.manifest[video].num_frames - clips.specs[0].span)
+    return [clips.view(video, start) for start in sorted({last // 4, last - last // 4})]

@@ -334,7 +334,8 @@ class RunConfig(TrainingConfig):
 
     Args:
         monitor_every_epochs: Epochs between looks at the features (kNN where there are labels, else retrieval of the
-            same video); 0 never looks. The best checkpoint by it is kept as best.ckpt, to take weights from.
+            same video among those longer than a clip); 0 never looks. The best checkpoint by it is kept as best.ckpt, to
+            take weights from.
         monitor_videos: Videos that the monitor uses at most.
         chunk_size: Videos of which a clip (cvrl, simclr: both) goes through the network at once; null is the whole batch.
             By gradient caching the contrastive batch stays `data.batch_size` on each device while memory goes by the

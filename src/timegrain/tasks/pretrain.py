@@ -14,7 +14,7 @@ from typing import Any
 from lightning import seed_everything
 from torch import Tensor
 
-from timegrain.callbacks import FailedVideos, FeatureMonitor, MetricsCsv, run_record
+from timegrain.callbacks import FailedVideos, FeatureMonitor, MetricsCsv, can_be_monitored, run_record
 from timegrain.data.colour import Augmentation
 from timegrain.data.transforms import AugmentConfig, apply_augmentation
 from timegrain.distributed import RowsOnDemand
@@ -185,6 +185,14 @@ def pretrain(
         run_record(out, {"started": started, "schedule": length.__dict__})
     task = PretrainTask(module, optim, length, out / "weights.safetensors", run.channels_last)
 
+    watched = run.monitor_every_epochs > 0 and can_be_monitored(clips, run.monitor_videos)
+    if run.monitor_every_epochs and not watched and is_first_process():
+        print(
+            f"monitor         none: the videos have no labels to guess, and are not longer than a clip of "
+            f"{clips.specs[0].span} frames, so two clips of one would be the same",
+            file=sys.stderr,
+        )
+
     def monitor(csv_log: MetricsCsv) -> FeatureMonitor:
         return FeatureMonitor(clips, run.monitor_every_epochs, run.monitor_videos, csv_log)
 
@@ -196,7 +204,7 @@ def pretrain(
         failures=FailedVideos(out / "failed_videos.csv", len(clips), data.max_failure_share),
         resume=resume,
         description="pre-training",
-        monitor=monitor if run.monitor_every_epochs else None,
+        monitor=monitor if watched else None,
     )
     if is_first_process():
         following = f"Next: timegrain embed VIDEOS --weights {task.weights} --out features.parquet"
