@@ -8,6 +8,7 @@ import math
 import multiprocessing
 import os
 import pickle
+import re
 import sys
 import time
 import zlib
@@ -366,6 +367,34 @@ def test_only_needed_groups_are_decoded(folder: Path) -> None:
         assert [span.packets[0] for span in spans] == [
             int(reader._index.starts[reader._index.starts <= reader._index.order[rank]].max()) for rank in (2, 40, 85)
         ]
+
+
+@pytest.mark.parametrize(("codec", "suffix"), [("libx264", "mp4"), ("libx264", "mkv"), ("libx265", "mp4")])
+def test_parameters_that_change_on_the_way(codec: str, suffix: str, tmp_path: Path) -> None:
+    """Two streams joined: the second one's picture parameters came with its first key frame and not with later ones."""
+    path, frames, parts = tmp_path / f"joined.{suffix}", moving_square(48), []
+    for number, quality in enumerate((20, 40)):
+        extra = "cabac=0" if codec == "libx264" else f"cbqpoffs={number}:log-level=0"
+        options = {f"{codec[3:]}-params": f"qp={quality}:keyint=8:bframes=0:{extra}"}
+        part = make_video(tmp_path / f"{number}.mp4", frames[24 * number :][:24], codec=codec, options=options)
+        with av.open(str(part)) as file:
+            video = file.streams.video[0]
+            parts.append((video.codec_context.extradata, [packet for packet in file.demux(video) if packet.size]))
+    # In the configuration record: how many there are, the length, the parameters of H.264 or H.265.
+    found = re.search(rb"\x01(\x00.)(?=\x68|\x44\x01)", parts[1][0], re.DOTALL)
+    own = parts[1][0][found.start(1) : found.end(1) + found[1][1]]
+    with av.open(str(tmp_path / "0.mp4")) as template, av.open(str(path), "w") as out:
+        stream = out.add_stream_from_template(template.streams.video[0])
+        for number, packet in enumerate(parts[0][1] + parts[1][1]):
+            data = bytes(packet) if number != 24 else b"\0\0" + own + bytes(packet)
+            new = av.Packet(data)
+            new.pts = new.dts = number * packet.duration
+            new.is_keyframe, new.stream, new.time_base = packet.is_keyframe, stream, packet.time_base
+            out.mux(new)
+    played = list(play(path))
+    with open_video(path) as reader:
+        assert reader._index.reason == "the stream changes its parameters"
+        np.testing.assert_array_equal(pictures(reader.frames([40]))[0], played[40])
 
 
 def test_wrong_order_is_noticed(folder: Path) -> None:

@@ -23,6 +23,22 @@ class _Nal:
         return length_prefixed(data, self.width) if self.width else start_codes(data)
 
 
+class _PictureParameters:
+    """Picture parameter sets by number.
+
+    One that comes again with other content counts from there on. Later key frames need not repeat it, so decoding could
+    not begin at them.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, bytes] = {}
+
+    def check(self, number: int, unit: bytes) -> None:
+        unit = unit.rstrip(b"\0")
+        if self._known.setdefault(number, unit) != unit:
+            raise Unsettled("the stream changes its parameters")
+
+
 class H264:
     """H.264 / AVC. Decoding begins at IDR pictures only: recovery points (open GOP) promise no exact picture."""
 
@@ -31,21 +47,26 @@ class H264:
     def __init__(self, extradata: bytes) -> None:
         self._nal = _Nal(extradata, 4)
         self._sps: bytes | None = None
+        self._pps = _PictureParameters()
         self._profile = 0
         self._plain = False
         self._begun = False
         self._count = OrderCount()
         self._number = 0
         if self._nal.width and len(extradata) > 6:
-            count, position = extradata[5] & 31, 6
-            for _ in range(count):
-                size = int.from_bytes(extradata[position : position + 2], "big")
-                self._set_sps(extradata[position + 2 : position + 2 + size])
-                position += 2 + size
+            position = 5
+            for mask, read in ((31, self._set_sps), (255, self._check_pps)):
+                count, position = extradata[position] & mask, position + 1
+                for _ in range(count):
+                    size = int.from_bytes(extradata[position : position + 2], "big")
+                    read(extradata[position + 2 : position + 2 + size])
+                    position += 2 + size
         elif not self._nal.width:
             for unit in start_codes(memoryview(extradata)):
                 if unit[0] & 31 == 7:
                     self._set_sps(bytes(unit))
+                elif unit[0] & 31 == 8:
+                    self._check_pps(bytes(unit))
 
     @property
     def may_drop(self) -> bool:
@@ -82,6 +103,9 @@ class H264:
         bits.ue(), bits.ue()
         self._frames_only = bool(bits.u(1))
         self._plain = order_type == 0 and not gaps and self._frames_only
+
+    def _check_pps(self, unit: bytes) -> None:
+        self._pps.check(Bits(unit[1:8], emulation=True).ue(), unit)
 
     @staticmethod
     def _skip_scaling(bits: Bits, size: int) -> None:
@@ -162,6 +186,8 @@ class H264:
                 raise Unsettled("coded in data partitions")
             elif kind == 7:
                 self._set_sps(bytes(unit))
+            elif kind == 8:
+                self._check_pps(bytes(unit))
             elif kind == 6 and not self._begun:
                 self._check_encoder(unit)
         if num_pictures != 1:
@@ -184,6 +210,7 @@ class HEVC:
         self._skips_leading: bool | None = None  # None: nothing read yet
         self._count = OrderCount()
         self._sps: bytes | None = None
+        self._pps = _PictureParameters()
         self._extra_bits: int | None = None
         if self._nal.width:
             position = 23
@@ -210,7 +237,8 @@ class HEVC:
                 raise Unsettled("the stream changes its parameters")
         elif unit[0] >> 1 == 34:  # picture parameter set
             bits = Bits(bytes(unit[2:16]), emulation=True)
-            bits.ue(), bits.ue(), bits.u(1)
+            self._pps.check(bits.ue(), bytes(unit))
+            bits.ue(), bits.u(1)
             if bits.u(1):
                 raise Unsettled("some pictures may be marked as not shown")
             extra_bits = bits.u(3)

@@ -24,7 +24,7 @@ from timegrain.data.streams.index import Headers, Int64, PacketIndex, assemble
 
 _MOST_UNITS = 64  # NAL units of a packet
 _SLICE, _IDR_SLICE = 1, 5
-_PARTITIONS_OR_PARAMETERS = (2, 3, 4, 7)
+_PARTITIONS_OR_PARAMETERS = (2, 3, 4, 7, 8)
 # Boxes that add packets to the listed ones, or change them.
 _FRAGMENTS = {b"moof", b"mvex", b"sidx", b"mfra"}
 
