@@ -71,6 +71,8 @@ def test_other_jpegs_are_decoded_whole():
         (part,) = cut([jpeg], crop)
         assert part == Part(jpeg, crop, None)
         np.testing.assert_array_equal(part.decode()[0], decoded(jpeg)[10:40, 20:60])
+    narrow = plain(drawn(17, 340, 0), 75, cv2.IMWRITE_JPEG_RST_INTERVAL, 1)  # a last tile of 4 pixels
+    assert cut([narrow], Crop(16, 339, 1, 1)) == [Part(narrow, Crop(16, 339, 1, 1), None)]
     tiled = encode(picture, 75)
     for jpeg, part in zip([tiled, others[0]], cut([tiled, others[0]], crop), strict=True):  # no common header
         np.testing.assert_array_equal(part.decode()[0], decoded(jpeg)[10:40, 20:60])

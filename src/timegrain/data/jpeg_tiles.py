@@ -142,7 +142,8 @@ def _read_header(data: bytes) -> _Layout | None:
         return None
     height, width = (int.from_bytes(data[at : at + 2], "big") for at in (size_at, size_at + 2))
     rows, blocks = -(-height // _BLOCK), -(-width // _BLOCK)
-    if blocks % interval or not rows:
+    # Of pictures up to 4 pixels wide, as the last tile of one block may be, decoders enlarge colour another way.
+    if blocks % interval or interval < _BLOCKS_PER_TILE or not rows:
         return None
     header = data[: position + 2 + length]
     return _Layout(header, size_at, height, width, interval * _BLOCK, rows, blocks // interval)
