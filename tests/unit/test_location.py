@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -97,12 +98,14 @@ def test_state_of_a_part(tmp_path):
 
 SECRETS = {
     "https://user:hunter2@host/a.tar#m.mp4@512+7": "https://***@host/a.tar#m.mp4@512+7",
-    "https://host/a.tar?X-Amz-Signature=hunter2&b=1#m.mp4@512+7": "https://host/a.tar?***#m.mp4@512+7",
+    "https://host/a.tar?X-Amz-Signature=hunter2&b=1#m.mp4@512+7": "https://host/a.tar?***~83c8dc27#m.mp4@512+7",
+    "https://host/a.tar?X-Amz-Signature=hunter2&X-Amz-Expires=9#m.mp4@512+7": "https://host/a.tar?***#m.mp4@512+7",
+    "https://host/a.mp4?sv=2022&se=2026-01-01&sp=r&sig=hunter2": "https://host/a.mp4?***",
     "s3://AKIA:hun/ter2+x@bucket/a.mp4": "s3://***@bucket/a.mp4",
     "https://host:8080/a@b.mp4": "https://host:8080/a@b.mp4",
     "https://host/a@b.mp4": "https://host/a@b.mp4",
-    "https://hunter2@host:80/a?x#token=hunter2": "https://***@host:80/a?***",
-    "simplecache::https://host/a?hunter2": "simplecache::https://host/a?***",
+    "https://hunter2@host:80/a?x#token=hunter2": "https://***@host:80/a?***~94e61ceb",
+    "simplecache::https://host/a?hunter2": "simplecache::https://host/a?***~e8ff252e",
 }
 
 
@@ -123,6 +126,13 @@ def test_credentials_are_masked(url):
 
 
 def test_videos_that_differ_in_what_is_not_shown_are_kept_apart():
+    shapes = [shown(f"https://host/get?id={number}&sig={number}") for number in (1, 2)]
+    assert len(set(shapes)) == 2
+    assert all(re.fullmatch(r"https://host/get\?\*\*\*~[0-9a-f]{8}", text) for text in shapes)
+    assert [shown(text) for text in shapes] == shapes  # an error's path is shown again where the error is
+    assert shown("https://host/get?id=1&sig=other") == shapes[0]
+    assert shown("https://other/get?id=1&sig=1").split("~")[1] != shapes[0].split("~")[1]
+    assert masked(f"no {shapes[0]}, nor {shapes[1]}") == f"no {shapes[0]}, nor {shapes[1]}"
     keys = [cache_key(f"https://host/get?id={number}") for number in (1, 2)]
     assert len(set(keys)) == 2
     assert not any("id=" in key for key in keys)

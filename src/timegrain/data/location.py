@@ -29,6 +29,13 @@ _URL_IN_TEXT = re.compile(_SCHEME + r"[^\s'\"<>]+")
 _UNSAFE = re.compile(r"[%#\x00-\x1f\x7f\udc80-\udcff]")
 # Up to an @ before the first slash; or from a colon that begins no port up to the last @, as secrets may hold slashes.
 _USER = re.compile(r"[^/?#@]*@|[^/:@?#]*:(?!\d{1,5}(?:/|$))[^?#]*@")
+# What a query says of who asks and for how long, not of what is asked for: signatures of S3, Google, Azure, CloudFront.
+_PERMISSION = re.compile(
+    r"x-(?:amz|goog)-|(?:s[eprtv]|sig|ske|skoid|sks|skt|sktid|skv|spr|sip)$|awsaccesskeyid$|key-pair-id$|policy$"
+    r"|.*(?:token|signature|secret|passw|pwd|auth|credential|session|expire)",
+    re.IGNORECASE,
+)
+_HIDDEN = re.compile(r"\?\*\*\*(?:~[0-9a-f]{8})?[.,:;)\]}]*$")  # a query as `shown` writes it, also within a sentence
 
 
 @dataclass(frozen=True)
@@ -136,7 +143,12 @@ def file_state(path: str) -> tuple[int | None, int | None]:
 
 
 def shown(path: str) -> str:
-    """A location as it may be printed: of a URL neither user nor password nor query."""
+    """A location as it may be printed: of a URL neither user nor password nor query.
+
+    URLs that differ in what they ask for stay apart, as ``?***~`` with eight digits of a hash: ``?id=1`` and ``?id=2`` are
+    two videos. Parameters that give permission (signatures, tokens, their dates) are not part of it, so no hash tells of
+    them, and a URL that was signed anew is shown as before.
+    """
     found = _URL.match(path) if "://" in path else None
     if found is None:
         return path
@@ -145,8 +157,19 @@ def shown(path: str) -> str:
     user = _USER.match(rest)
     if user is not None:
         rest = "***@" + rest[user.end() :]
-    rest = re.sub(r"[?#].*", "?***", rest, flags=re.DOTALL)
+    query = re.search(r"[?#].*", rest, flags=re.DOTALL)
+    if query is not None and not _HIDDEN.match(query[0]):
+        rest = rest[: query.start()] + "?***" + _told_apart(rest[: query.start()], query[0])
     return found[0] + rest + (part[0] if part else "")
+
+
+def _told_apart(before: str, query: str) -> str:
+    """What stands for the part of a query that says what is asked for; empty where there is no such part."""
+    asked = [name for name in re.split(r"[?&;#]", query) if name and not _PERMISSION.match(name.split("=")[0])]
+    if not asked:
+        return ""
+    text = "&".join([before, *asked])
+    return "~" + hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8]
 
 
 def cache_key(path: str) -> str:
