@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from timegrain.data.decoding import VideoError
 from timegrain.inference import Embedder, load
 from timegrain.models.boundary import BoundaryDetector, is_detector, load_detector
 from timegrain.models.hub import VideoEncoder
-from timegrain.models.weights import choose_device
+from timegrain.models.weights import choose_device, fingerprint_of
 
 Array = npt.NDArray[np.float64]
 Model = str | os.PathLike[str] | VideoEncoder | BoundaryDetector | Embedder
@@ -171,6 +171,17 @@ class BoundaryFinder:
         if self.settings.gap_seconds is not None:
             changes |= {"gap_seconds": self.settings.gap_seconds, "rule": "peaks"}
         return Picking(**{**values, **changes})
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All that decides about what is found in a video: the model, by its weights, and settings; JSON values."""
+        if self.detector is not None:
+            config = asdict(self.detector.config) | {"extra": None}  # how it was trained does not change what it does
+            model = fingerprint_of(self.detector, config)
+        else:
+            assert self.embedder is not None
+            model = self.embedder.fingerprint
+        return {"model": model, **asdict(self.settings), "batch_size": None, "workers": None}
 
     def find(self, path: str | os.PathLike[str], progress: bool = False) -> FoundBoundaries:
         """The boundaries of one video.

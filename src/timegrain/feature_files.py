@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import csv
 import glob
-import hashlib
 import json
 import os
 import shutil
@@ -41,7 +40,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from timegrain.data.decoding import VideoError
-from timegrain.data.location import Location, absolute, cache_key, file_state, is_plain, is_url, shown
+from timegrain.data.journal import KEPT, say_done_before, work_key
+from timegrain.data.location import Location, absolute, is_plain, is_url, shown
 from timegrain.data.manifest import Manifest
 from timegrain.data.probing import find_files
 from timegrain.data.shards import is_shard, read_shard
@@ -140,21 +140,29 @@ def embed_files(
     remove_leftovers(parts)
     remove_leftovers(out.parent, glob.escape(out.stem))
     keys: dict[str, str] = {}
-    broken: list[tuple[str, str]] = []
-    num_reused = 0
-    single = len(videos) == 1
-    for path in videos if single else track(videos, "embedding"):
+    reasons: dict[str, str] = {}
+    for path in videos:
         try:
-            key = _key(path, embedder.fingerprint, settings)
-            if key in done:
-                num_reused += 1
-            else:
+            keys[path] = work_key(_VERSION, path, embedder.fingerprint, asdict(settings))
+        except OSError as error:
+            reasons[path] = error.strerror or str(error)
+    left = [path for path, key in keys.items() if key not in done]
+    num_reused = len(keys) - len(left)
+    say_done_before(num_reused, len(videos))
+    single = len(videos) == 1
+    try:
+        for path in left if single else track(left, "embedding"):
+            try:
                 table = to_table(embedder.embed_with(path, settings, progress=single))
-                with atomic_path(parts / f"{key}.parquet") as temporary:
-                    pq.write_table(table, temporary)
-            keys[path] = key
-        except VideoError as error:
-            broken.append((shown(path), error.reason))
+            except VideoError as error:
+                reasons[path] = error.reason
+                continue
+            with atomic_path(parts / f"{keys[path]}.parquet") as temporary:
+                pq.write_table(table, temporary)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(KEPT) from None
+    broken = [(shown(path), reasons[path]) for path in videos if path in reasons]
+    keys = {path: key for path, key in keys.items() if path not in reasons}
     if not keys:
         shutil.rmtree(parts, ignore_errors=True)
         first = "; ".join(f"{path}: {reason}" for path, reason in broken[:3])
@@ -227,16 +235,6 @@ def to_table(video: VideoFeatures) -> pa.Table:
             )
         )
     return pa.concat_tables(tables)
-
-
-def _key(path: str, weights: str, settings: ViewSettings) -> str:
-    """The name of a video's features: changes with the file, the weights and the settings."""
-    try:
-        state = file_state(path)
-    except OSError as error:
-        raise VideoError(path, error.strerror or str(error)) from error
-    facts = [_VERSION, cache_key(path), *state, weights, asdict(settings)]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def _existing(out: Path, parts: Path) -> dict[str, int | None]:

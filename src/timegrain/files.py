@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import platform
 import re
@@ -13,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 if sys.platform != "win32":
     import fcntl
@@ -72,9 +71,22 @@ def appended(path: str | os.PathLike[str]) -> Iterator[TextIO]:
         OSError: The disk is full or the file cannot be written to. Part of a line may be there then.
     """
     path = Path(path)
+    with explained(path), path.open("a", newline="") as file:
+        yield file
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Say of an error in the block that the disk took no more, where it means that.
+
+    Args:
+        path: The file that is opened or written to in the block.
+
+    Raises:
+        OSError: The block's own, in words.
+    """
     try:
-        with path.open("a", newline="") as file:
-            yield file
+        yield
     except OSError as error:
         reason = _why_not_written(error, path.parent)
         if reason is None:
@@ -159,21 +171,6 @@ def _wait_for(lock: TextIO, folder: Path) -> bool:
             raise
         return False
     return True
-
-
-def read_journal(path: Path) -> Iterator[dict[str, Any]]:
-    """Entries of a file to which finished work is appended, a JSON object a line; none if there is no such file.
-
-    A line that was being written when the power went is passed over.
-    """
-    with suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(entry, dict):
-                yield entry
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}

@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file
 
 from timegrain import callbacks
+from timegrain.boundary_finding import BoundaryFinder
 from timegrain.callbacks import FailedVideos
 from timegrain.cli import main
 from timegrain.data.eventworld import world_config, write_world
@@ -365,3 +366,31 @@ def test_embedding_goes_on_after_a_full_disk(video_folder: Path, weights: Path, 
     out.unlink()
     assert main(command) == 0
     assert pq.read_table(out).equals(pq.read_table(io.BytesIO(first)))
+
+
+def find_boundaries(folder: Path, weights: Path, out: Path) -> int:
+    return main(["boundaries", "find", str(folder), "--weights", str(weights), "--device=cpu", "--out", str(out)])
+
+
+def test_finding_boundaries_goes_on_after_a_full_disk(video_folder: Path, weights: Path, tmp_path: Path, capsys):
+    out = tmp_path / "b.json"
+    with largest_file(1_000):  # room for some videos' results
+        assert find_boundaries(video_folder, weights, out) == 2
+    one_message(capsys, ".b.json.done.jsonl could not be written: File too large", "the same command goes on")
+    assert not out.exists()
+    assert find_boundaries(video_folder, weights, out) == 0
+    assert "of 8 videos were done before" in capsys.readouterr().err
+    first = out.read_bytes()
+    assert list(tmp_path.iterdir()) == [out]
+    assert find_boundaries(video_folder, weights, out) == 0
+    assert out.read_bytes() == first
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_the_work(
+    video_folder: Path, weights: Path, tmp_path: Path, capsys, monkeypatch
+):
+    monkeypatch.setattr(BoundaryFinder, "find", None)
+    with small_disk(tmp_path / "disk", 1) as change:
+        change("ro")
+        assert find_boundaries(video_folder, weights, tmp_path / "disk" / "b.json") == 2
+        one_message(capsys, ".b.json.done.jsonl cannot be written: Read-only file system")

@@ -15,7 +15,7 @@ import pytest
 from conftest import make_video, moving_square
 from timegrain.cli import main
 from timegrain.data import check as check_module
-from timegrain.data import probing
+from timegrain.data import journal, probing
 from timegrain.data.decoding import VideoError, open_video, probe
 from timegrain.data.isolated import Failure, run_isolated
 from timegrain.data.manifest import Manifest
@@ -179,8 +179,8 @@ def test_an_interrupted_scan_continues_where_it_was(folder, monkeypatch, capsys)
         patch.setattr(probing, "track", interrupted)
         assert run(capsys, "manifest", "scan", folder, "--out", out)[0] == 130
     assert not out.exists()
-    journal = folder / "m.parquet.rows.jsonl"
-    with journal.open("a") as file:
+    rows = folder / "m.parquet.rows.jsonl"
+    with rows.open("a") as file:
         file.write('{"path": "the line that was being wri')  # and the power went
     probed = []
 
@@ -191,7 +191,7 @@ def test_an_interrupted_scan_continues_where_it_was(folder, monkeypatch, capsys)
     monkeypatch.setattr(probing, "run_isolated", counting)
     summary = run_json(capsys, "manifest", "scan", folder, "--out", out)
     assert (len(probed), summary["read_before"], summary["usable"]) == (5, 3, 8)
-    assert not journal.exists()
+    assert not rows.exists()
     table = Manifest.open(out).column("num_frames").to_pylist()
     assert run_json(capsys, "manifest", "scan", folder, "--out", out, "--restart")["read_before"] == 0
     assert Manifest.open(out).column("num_frames").to_pylist() == table
@@ -361,10 +361,12 @@ def test_a_large_video_has_longer_to_be_checked(tmp_path, monkeypatch):
         file.truncate(40_000_000)
     limits = []
     monkeypatch.setattr(
-        check_module, "run_isolated", lambda _, todo, limit, workers: limits.extend(map(limit, todo)) or iter(())
+        journal, "run_isolated", lambda _, todo, limit, workers: limits.extend(map(limit, todo)) or iter(())
     )
     manifest = Manifest.from_rows([{**row, "path": path} for path in paths], tmp_path)
-    check_module.find_failures(manifest, num_clips=2, time_limit_seconds=10)
+    chosen = check_module.frames_to_check(manifest, num_clips=2)
+    with journal.VideoJournal(tmp_path / "m.parquet", [item.path for item in chosen], [0] * 3) as notes:
+        check_module.find_failures(chosen, notes, time_limit_seconds=10)
     assert limits == [20, 24, 100]
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from conftest import make_video, moving_square
 from timegrain.cli import main
+from timegrain.data import journal
 from timegrain.data.isolated import Failure
 from timegrain.data.manifest import Manifest
-from timegrain.tasks import video_floors
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_a_url_s_secret_is_not_printed_with_its_failure(tmp_path, capsys, monkey
         tmp_path / "m.parquet"
     )
     broken = iter([(0, Failure("could not be read"))])
-    monkeypatch.setattr(video_floors, "run_isolated", lambda *_: broken)
+    monkeypatch.setattr(journal, "run_isolated", lambda *_: broken)
     code, _, error = run(capsys, "change", tmp_path / "m.parquet", "--out", tmp_path / "c.json")
     assert code == 2
     assert "https://***@host/a.mp4?***: could not be read" in error

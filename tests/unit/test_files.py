@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from timegrain import checkpoints, files
-from timegrain.files import atomic_path, read_journal
+from timegrain.files import atomic_path
 
 
 def test_an_error_leaves_the_older_file_and_no_other(tmp_path: Path):
@@ -86,13 +86,6 @@ with atomic_path(sys.argv[2]) as path:
     done = subprocess.run([sys.executable, "-c", code, writer, target], capture_output=True, text=True, check=False)
     assert f"OSError: {target} could not be written" in done.stderr, done.stderr
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_journal_is_read_up_to_what_an_interruption_cut(tmp_path: Path):
-    path = tmp_path / "done.jsonl"
-    assert list(read_journal(path)) == []
-    path.write_bytes(b'\n{"a": 1}\n[2]\n{"a": 2, "b\n\xff\x00\n{"a": 3}\n')
-    assert list(read_journal(path)) == [{"a": 1}, {"a": 3}]
 
 
 def test_who_is_alone_in_a_folder_finds_nothing_half_written(monkeypatch, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json as json_module
 import re
 from collections import Counter
@@ -14,12 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from timegrain.data.decoding import Crop, VideoError, open_video
-from timegrain.data.isolated import Failure, run_isolated
+from timegrain.data.journal import VideoJournal
 from timegrain.data.location import file_state, shown
 from timegrain.data.manifest import Manifest, VideoRow
 from timegrain.data.probing import TIME_LIMIT_SECONDS, check_work, seconds_to_read
 from timegrain.data.scan import check_out
-from timegrain.progress import track
 from timegrain.sampling import SAMPLERS, ClipSpec, frames_to_read, pair_specs
 
 LONG, SHORT = ClipSpec(32, 4), ClipSpec(16, 2)  # the paper's clips
@@ -33,6 +33,12 @@ class FramesToCheck:
     path: str
     num_frames: int
     passes: tuple[npt.NDArray[np.int64], ...]
+
+    @property
+    def digest(self) -> str:
+        """Changes with the frames."""
+        text = json_module.dumps([self.num_frames, *(frames.tolist() for frames in self.passes)])
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check(
@@ -51,7 +57,7 @@ def check(
 
     Of each usable video the frames of NUM_CLIPS pairs of clips (32 frames 4 apart and, inside, 16 frames 2 apart) are
     decoded, at the positions that training with this seed draws in its first epochs. The reason of a failure goes into
-    the column error, so that training leaves the video out.
+    the column error, so that training leaves the video out. The same command continues after an interruption.
 
     Examples::
 
@@ -83,9 +89,12 @@ def check(
     if sampler not in SAMPLERS:
         raise ValueError(f"--sampler {sampler}: unknown; there are {', '.join(SAMPLERS)}")
     everything = Manifest.open(manifest)
-    failures = find_failures(everything.select(split), num_clips, sampler, seed, workers, time_limit)
-    checked = everything.with_errors(failures)
-    written = checked.write(out or manifest)
+    out = (out or manifest).absolute()
+    chosen = frames_to_check(everything.select(split), num_clips, sampler, seed)
+    with VideoJournal(out, [item.path for item in chosen], [item.digest for item in chosen]) as journal:
+        failures = find_failures(chosen, journal, workers, time_limit)
+        checked = everything.with_errors(failures)
+        written = checked.write(out)
     report = {**coverage_report(checked.select(split, usable=False)), "manifest": str(written)}
     report["newly_broken"] = len(failures)
     if json:
@@ -94,38 +103,43 @@ def check(
         _print_report(report)
 
 
-def find_failures(
-    manifest: Manifest,
-    num_clips: int = 1,
-    sampler: str = "long_short_contained",
-    seed: int = 0,
-    workers: int | None = None,
-    time_limit_seconds: float = TIME_LIMIT_SECONDS,
-) -> dict[str, str]:
-    """Decode clips of every video of a manifest.
+def frames_to_check(
+    manifest: Manifest, num_clips: int = 1, sampler: str = "long_short_contained", seed: int = 0
+) -> list[FramesToCheck]:
+    """What training would decode of every video.
 
     Args:
         manifest: Usable videos, as training selects them.
         num_clips: Pairs of clips per video; pair ``e`` is the one that training draws in epoch ``e``.
         sampler: Name in :data:`timegrain.sampling.SAMPLERS`.
         seed: Seed of the training run.
+    """
+    return [_frames_to_check(row, index, num_clips, sampler, seed) for index, row in enumerate(manifest)]
+
+
+def find_failures(
+    chosen: Sequence[FramesToCheck],
+    journal: VideoJournal,
+    workers: int | None = None,
+    time_limit_seconds: float = TIME_LIMIT_SECONDS,
+) -> dict[str, str]:
+    """Decode frames of many videos.
+
+    Args:
+        chosen: What to decode.
+        journal: Where the videos that can be decoded are noted.
         workers: Number of processes.
-        time_limit_seconds: Per video and pair, more if it is large.
+        time_limit_seconds: Per video and pair of clips, more if it is large.
 
     Returns:
         Reasons by absolute path, of the videos that failed.
     """
-    todo = [_frames_to_check(row, index, num_clips, sampler, seed) for index, row in enumerate(manifest)]
 
     def limit(item: FramesToCheck) -> float:
         return (time_limit_seconds + seconds_to_read(item.path, _size(item.path))) * len(item.passes)
 
-    outcomes = run_isolated(decode, todo, limit, workers)
-    return {
-        todo[position].path: outcome.reason
-        for position, outcome in track(outcomes, "checking", len(todo))
-        if isinstance(outcome, Failure)
-    }
+    failed = journal.run(decode, chosen, limit, workers, "checking")
+    return {chosen[number].path: reason for number, reason in failed}
 
 
 def _size(path: str) -> int:

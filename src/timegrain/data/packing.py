@@ -24,11 +24,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from timegrain.data.byte_ranges import open_bytes
+from timegrain.data.journal import Journal
 from timegrain.data.location import Location, file_state
 from timegrain.data.probing import Row
 from timegrain.data.tar_index import read_index
 from timegrain.data.video import VideoError
-from timegrain.files import atomic_path, read_journal, remove_leftovers
+from timegrain.files import atomic_path, remove_leftovers
 from timegrain.progress import track
 
 FACTS = ("num_frames", "fps", "duration_seconds", "width", "height", "codec")
@@ -102,27 +103,20 @@ def pack_rows(rows: Sequence[Row], folder: Path, shard_megabytes: int, restart: 
             f"the videos lie in the shards in {folder}, which would be written over while they are read; choose another "
             "--out"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    journal = folder / _JOURNAL
-    if restart:
-        journal.unlink(missing_ok=True)
     remove_leftovers(folder)
-    known = {entry["shard"]: entry for entry in read_journal(journal)}
-    for name in known.keys() - {shard.name for shard in shards}:  # of an earlier, longer list of videos
-        (folder / name).unlink(missing_ok=True)
     packed: dict[str, Location] = {}
-    with journal.open("a", encoding="utf-8") as notes:
-        notes.write("\n")  # ends a line that an interruption may have cut
+    with Journal(folder / _JOURNAL, "shard", restart) as journal:
+        for name in journal.known.keys() - {shard.name for shard in shards}:  # of an earlier, longer list of videos
+            (folder / name).unlink(missing_ok=True)
         for shard in track(shards, "writing shards", len(shards)):
             path = folder / shard.name
-            entry = known.get(shard.name, {})
+            entry = journal.known.get(shard.name, {})
             if entry.get("digest") == shard.digest and path.is_file() and path.stat().st_size == entry["size_bytes"]:
                 places = {name: (place[0], place[1]) for name, place in entry["members"].items()}
             else:
                 places = _write(shard, path)
                 line = {"shard": shard.name, "digest": shard.digest, "size_bytes": path.stat().st_size}
-                notes.write(json.dumps({**line, "members": places}) + "\n")
-                notes.flush()
+                journal.add({**line, "members": places})
             for sample in shard.samples:
                 name = sample.key + sample.ending
                 packed[sample.source] = Location(str(path), name, *places[name])

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import pyarrow as pa
 
 from timegrain.data.decoding import probe
 from timegrain.data.isolated import Failure, run_isolated
+from timegrain.data.journal import Journal
 from timegrain.data.location import file_state, is_url
 from timegrain.data.manifest import Manifest
-from timegrain.files import read_journal
 from timegrain.progress import track
 
 Row = dict[str, Any]
@@ -105,12 +104,11 @@ def probe_files(
     time_limit_seconds: float = TIME_LIMIT_SECONDS,
     restart: bool = False,
 ) -> tuple[list[Row], int]:
-    """Probe files, each once: rows of an interrupted run and of an older ``out`` are used again.
+    """Probe files, each once: good rows of an interrupted run and of an older ``out`` are used again.
 
     A file counts as the one probed before when its size and its time of modification are the same (behind a URL, when its
-    part of a shard is the same). Every finished row
-    is appended to a file beside ``out`` at once, so an interruption loses nothing; remove it with
-    :func:`forget_progress` when ``out`` is written.
+    part of a shard is the same). Rows are kept in a journal beside ``out``; remove it with :func:`forget_progress` when
+    ``out`` is written.
 
     Args:
         paths: Absolute paths and other locations.
@@ -122,32 +120,29 @@ def probe_files(
     Returns:
         One row per path, in the order given, and how many of them were known before.
     """
-    if restart:
-        forget_progress(out)
-    known = {} if restart else _known_rows(out)
-    rows: dict[str, Row] = {}
-    todo: list[tuple[str, int]] = []
-    for path in paths:
-        text = str(path)
-        try:
-            text.encode()
-            size, modified = file_state(text)
-        except UnicodeEncodeError:
-            shown = os.fsencode(text).decode(errors="backslashreplace")
-            rows[text] = {"path": shown, "error": "the file's name isn't valid UTF-8; rename it"}
-            continue
-        except OSError as error:
-            rows[text] = {"path": text, "error": f"can't be read: {error.strerror}"}
-            continue
-        row = known.get(text)
-        if row is not None and (row["size_bytes"], row["modified_ns"]) == (size, modified):
-            rows[text] = row
-        else:
-            rows[text] = {"path": text, "size_bytes": size, "modified_ns": modified}
-            todo.append((text, size or 0))
-    if todo:
-        with _progress_path(out).open("a", encoding="utf-8") as journal:
-            journal.write("\n")  # ends a line that an interruption may have cut
+    with Journal(_progress_path(out), "path", restart) as journal:
+        known = {} if restart else _known_rows(out, journal)
+        rows: dict[str, Row] = {}
+        todo: list[tuple[str, int]] = []
+        for path in paths:
+            text = str(path)
+            try:
+                text.encode()
+                size, modified = file_state(text)
+            except UnicodeEncodeError:
+                shown = os.fsencode(text).decode(errors="backslashreplace")
+                rows[text] = {"path": shown, "error": "the file's name isn't valid UTF-8; rename it"}
+                continue
+            except OSError as error:
+                rows[text] = {"path": text, "error": f"can't be read: {error.strerror}"}
+                continue
+            row = known.get(text)
+            if row is not None and (row["size_bytes"], row["modified_ns"]) == (size, modified):
+                rows[text] = row
+            else:
+                rows[text] = {"path": text, "size_bytes": size, "modified_ns": modified}
+                todo.append((text, size or 0))
+        if todo:
             _probe_and_note([text for text, _ in todo], dict(todo), rows, journal, workers, time_limit_seconds)
     return [rows[str(path)] for path in paths], len(paths) - len(todo)
 
@@ -156,7 +151,7 @@ def _probe_and_note(
     todo: Sequence[str],
     sizes: dict[str, int],
     rows: dict[str, Row],
-    journal: TextIO,
+    journal: Journal,
     workers: int | None,
     time_limit_seconds: float,
 ) -> None:
@@ -165,9 +160,11 @@ def _probe_and_note(
 
     for position, outcome in track(run_isolated(probe_file, todo, limit, workers), "scanning", len(todo)):
         row = rows[todo[position]]
-        row.update({"error": outcome.reason} if isinstance(outcome, Failure) else outcome)
-        journal.write(json.dumps(row) + "\n")
-        journal.flush()
+        if isinstance(outcome, Failure):
+            row["error"] = outcome.reason
+        else:
+            row.update(outcome)
+            journal.add(row)
 
 
 def forget_progress(out: Path) -> None:
@@ -176,12 +173,11 @@ def forget_progress(out: Path) -> None:
 
 
 def _progress_path(out: Path) -> Path:
-    out.parent.mkdir(parents=True, exist_ok=True)
     return out.with_name(out.name + ".rows.jsonl")
 
 
-def _known_rows(out: Path) -> dict[str, Row]:
-    """Rows by path: the good ones of a finished manifest, then all of an interrupted run."""
+def _known_rows(out: Path, journal: Journal) -> dict[str, Row]:
+    """Good rows by path: of a finished manifest, then of an interrupted run."""
     known: dict[str, Row] = {}
     if out.is_file():
         with contextlib.suppress(ValueError):  # something else stands there; it is about to be replaced
@@ -189,7 +185,5 @@ def _known_rows(out: Path) -> dict[str, Row]:
             if set(_STATE) <= set(manifest.column_names):
                 table = pa.table({name: manifest.column(name) for name in (*_PROBED, *_STATE)})
                 known = {row["path"]: row for row in table.to_pylist() if row["error"] is None}
-    for row in read_journal(_progress_path(out)):
-        if {"path", "error", *_STATE} <= row.keys():
-            known[row["path"]] = row
-    return known
+    noted = {path: row for path, row in journal.known.items() if {"error", *_STATE} <= row.keys()}
+    return known | {path: row for path, row in noted.items() if row["error"] is None}

@@ -8,7 +8,6 @@ time per sample, JPEG frames 0.17 (0.12 of what torchcodec takes); a 1280 x 964 
 from __future__ import annotations
 
 import errno
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -26,8 +25,9 @@ import numpy.typing as npt
 from timegrain.data.decoding import VideoError, VideoReader, open_video
 from timegrain.data.frame_store import EXTENSION, FrameStoreWriter
 from timegrain.data.isolated import Failure, run_isolated
+from timegrain.data.journal import Journal
 from timegrain.data.probing import Row, probe_file
-from timegrain.files import atomic_path, read_journal
+from timegrain.files import atomic_path
 from timegrain.progress import track
 
 _TIME_BASE = Fraction(1, 1_000_000)  # times of any source to the microsecond, regular or not
@@ -173,31 +173,25 @@ def convert_files(
     Raises:
         OSError: If the disk is full.
     """
-    media.mkdir(parents=True, exist_ok=True)
-    journal = media / _JOURNAL
-    if restart:
-        journal.unlink(missing_ok=True)
     for unfinished in media.rglob(".*.part*"):  # of workers that were killed
         unfinished.unlink(missing_ok=True)
-    known = {entry["source"]: entry for entry in read_journal(journal)}
     rows: dict[str, Row] = {}
     todo: list[Conversion] = []
     states: dict[str, list[int]] = {}
-    for path, target in zip(paths, _targets(paths, folder, media, encoding), strict=True):
-        source = str(path)
-        state = path.stat()
-        states[source] = [state.st_size, state.st_mtime_ns]
-        entry = known.get(source)
-        if entry is not None and entry["state"] == states[source] and _is_as_written(entry["row"]):
-            rows[source] = entry["row"]
-        else:
-            todo.append(Conversion(source, str(target), encoding))
+    with Journal(media / _JOURNAL, "source", restart) as journal:
+        for path, target in zip(paths, _targets(paths, folder, media, encoding), strict=True):
+            source = str(path)
+            state = path.stat()
+            states[source] = [state.st_size, state.st_mtime_ns]
+            entry = journal.known.get(source)
+            if entry is not None and entry["state"] == states[source] and _is_as_written(entry["row"]):
+                rows[source] = entry["row"]
+            else:
+                todo.append(Conversion(source, str(target), encoding))
 
-    def limit(item: Conversion) -> float:
-        return _LIMIT_SECONDS + states[item.source][0] / _SLOWEST
+        def limit(item: Conversion) -> float:
+            return _LIMIT_SECONDS + states[item.source][0] / _SLOWEST
 
-    with journal.open("a", encoding="utf-8") as notes:
-        notes.write("\n")  # ends a line that an interruption may have cut
         for position, outcome in track(run_isolated(convert, todo, limit, workers), "writing anew", len(todo)):
             source = todo[position].source
             if isinstance(outcome, Failure):
@@ -208,8 +202,7 @@ def convert_files(
                 rows[source] = {"path": source, "source_path": source, "error": outcome.reason}
                 continue
             rows[source] = {**outcome, "source_path": source}
-            notes.write(json.dumps({"source": source, "state": states[source], "row": rows[source]}) + "\n")
-            notes.flush()
+            journal.add({"source": source, "state": states[source], "row": rows[source]})
     return [dict(rows[str(path)]) for path in paths]
 
 

@@ -15,6 +15,7 @@ from urllib.parse import quote
 import pyarrow as pa
 
 from timegrain.data.byte_ranges import open_bytes
+from timegrain.data.journal import VideoJournal
 from timegrain.data.location import Location, absolute, is_url, shown
 from timegrain.data.manifest import Manifest
 from timegrain.data.manifest_table import SCHEMA
@@ -75,19 +76,21 @@ def scan_shards(
     check_out(out)
     check_work(workers, time_limit)
     out = out.absolute()
-    rows = _rows_of(find_shards(shards))
-    for row in rows:
-        row["split"] = row.get("split") or split
-    unknown = [row for row in rows if row.get("error") is None and (probe or row.get("num_frames") is None)]
-    paths = [row["path"] for row in unknown]
-    num_known = 0
-    if paths:
-        probed, num_known = probe_files(paths, out, workers, time_limit, restart)
-        for row, found in zip(unknown, probed, strict=True):
-            row.update(found)
-    _give_state(rows)
-    manifest = Manifest.from_rows(_consistent(rows), out.parent)
-    manifest.write(out)
+    files = find_shards(shards)
+    with VideoJournal(out, files, [None] * len(files), "shards", restart) as journal:
+        rows = _rows_of(files, journal)
+        for row in rows:
+            row["split"] = row.get("split") or split
+        unknown = [row for row in rows if row.get("error") is None and (probe or row.get("num_frames") is None)]
+        paths = [row["path"] for row in unknown]
+        num_known = 0
+        if paths:
+            probed, num_known = probe_files(paths, out, workers, time_limit, restart)
+            for row, found in zip(unknown, probed, strict=True):
+                row.update(found)
+        _give_state(rows)
+        manifest = Manifest.from_rows(_consistent(rows), out.parent)
+        manifest.write(out)
     forget_progress(out)
     complete = [{"error": None, "label": None, "split": None, **row} for row in rows]
     summary = {**summarise(complete), "manifest": str(out), "read_before": num_known}
@@ -98,17 +101,25 @@ def scan_shards(
     return Manifest.open(out)
 
 
-def _rows_of(shards: Sequence[str]) -> list[Row]:
+def _rows_of(shards: Sequence[str], journal: VideoJournal) -> list[Row]:
     """The rows of every shard, in order; one row with the reason for a shard that cannot be read."""
-    rows: list[Row] = []
+    rows_of = dict(journal.results)
     reasons = []
-    with ThreadPoolExecutor(min(_READERS, len(shards))) as pool:
-        for shard, found in zip(shards, track(pool.map(_try_shard, shards), "headers", len(shards)), strict=True):
+    left = [shards[number] for number in journal.left]
+    pool = ThreadPoolExecutor(_READERS)
+    try:
+        read = track(pool.map(_try_shard, left), "headers", len(left)) if left else ()
+        for number, found in zip(journal.left, read, strict=True):
             if isinstance(found, VideoError):
                 reasons.append(str(found))
-                rows.append({"path": shard, "error": f"the shard can't be read: {found.reason}"})
+                rows_of[number] = [{"path": shards[number], "error": f"the shard can't be read: {found.reason}"}]
             else:
-                rows += found
+                rows_of[number] = found
+                if found and all(row.get("error") is None for row in found):  # else it is looked at again
+                    journal.finish(number, found)
+    finally:
+        pool.shutdown(cancel_futures=True)  # whoever interrupts does not wait for all that are left
+    rows: list[Row] = [row for number in range(len(shards)) for row in rows_of[number]]
     if len(reasons) == len(shards):
         raise ValueError(f"none of {len(shards)} shards can be read: {'; '.join(reasons[:3])}")
     for reason in reasons[:_SHOWN]:

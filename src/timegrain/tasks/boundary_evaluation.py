@@ -16,7 +16,7 @@ from timegrain.boundary_inference import VideoScores, score_videos
 from timegrain.boundary_layout import Mode
 from timegrain.data.boundaries import BoundaryTruth
 from timegrain.data.coverage import coverage_lines
-from timegrain.data.isolated import Failure, run_isolated
+from timegrain.data.journal import VideoJournal
 from timegrain.data.location import shown
 from timegrain.data.manifest import Manifest
 from timegrain.data.probing import TIME_LIMIT_SECONDS
@@ -25,7 +25,6 @@ from timegrain.metrics.boundary_f1 import BoundaryF1, BoundaryVideo
 from timegrain.metrics.floors import EVALUATED
 from timegrain.models.boundary import BoundaryDetector, load_detector
 from timegrain.models.weights import choose_device
-from timegrain.progress import track
 from timegrain.report.results import Result, Row, method_name, write_result
 from timegrain.tasks.boundary_config import BoundaryEvaluationConfig
 from timegrain.tasks.boundary_setup import choose_split
@@ -172,13 +171,13 @@ def score_video_floors(truth: BoundaryTruth, folder: Path, workers: int | None =
         known = json_module.loads(file.read_text()) if file.is_file() else {}
         todo = [key for key in paths if key not in known]
         files = [paths[key] for key in todo]
-        outcomes = run_isolated(detect, files, lambda _: TIME_LIMIT_SECONDS, workers)
-        for position, outcome in track(outcomes, name, len(files)) if files else ():
-            if not isinstance(outcome, Failure):
-                known[todo[position]] = outcome
         if files:
-            with atomic_path(file) as temporary:
-                temporary.write_text(json_module.dumps(known))
+            with VideoJournal(file, files, [repr(detect)] * len(files)) as journal:
+                for _ in journal.run(detect, files, lambda _: TIME_LIMIT_SECONDS, workers, name):
+                    pass  # a video that cannot be read counts as missed
+                known.update((todo[video], journal.results[video]) for video in sorted(journal.results))
+                with atomic_path(file) as temporary:
+                    temporary.write_text(json_module.dumps(known))
         rows.append(Row(name, headline(truth.videos(), {k: known[k] for k in paths if k in known}), "floor"))
     return rows
 

@@ -6,10 +6,12 @@ import csv
 import sys
 from json import dumps
 from pathlib import Path
+from typing import Any
 
 from timegrain.boundary_finding import BoundaryFinder, FindSettings, FoundBoundaries
 from timegrain.boundary_layout import Mode
 from timegrain.data.decoding import VideoError
+from timegrain.data.journal import VideoJournal
 from timegrain.data.location import shown
 from timegrain.feature_files import list_videos
 from timegrain.files import atomic_path
@@ -41,7 +43,8 @@ def find(
     call events; in a quiet video it marks the little that happens. Look at a few results before trusting them, and adapt
     --prominence (lower finds more) and --window-seconds (longer finds longer events).
 
-    Videos that cannot be read are named with the reason and do not stop the others.
+    Videos that cannot be read are named with the reason and do not stop the others. The same command continues after an
+    interruption.
 
     Examples::
 
@@ -77,18 +80,19 @@ def find(
     paths = list_videos(videos)
     finder = BoundaryFinder(weights, device, settings)
     print(finder.describe(), file=sys.stderr)
-    found: list[FoundBoundaries] = []
     broken: dict[str, str] = {}
-    for path in track(paths, "videos") if len(paths) > 1 else paths:
-        try:
-            found.append(finder.find(path))
-        except VideoError as error:
-            broken[shown(path)] = error.reason
-            print(f"could not read {shown(path)}: {error.reason}", file=sys.stderr)
-    if not found:
-        raise ValueError(f"none of the {len(paths)} videos could be read; the first: {next(iter(broken.values()))}")
-    _write_found(out, found)
-    number = sum(len(video.seconds) for video in found)
+    with VideoJournal(out, paths, [finder.facts] * len(paths)) as journal:
+        for video in track(journal.left, "videos") if len(journal.left) > 1 else journal.left:
+            try:
+                journal.finish(video, _plain(finder.find(paths[video])))
+            except VideoError as error:
+                broken[shown(paths[video])] = error.reason
+                print(f"could not read {shown(paths[video])}: {error.reason}", file=sys.stderr)
+        if not journal.results:
+            raise ValueError(f"none of the {len(paths)} videos could be read; the first: {next(iter(broken.values()))}")
+        found = [(shown(paths[video]), journal.results[video]) for video in sorted(journal.results)]
+        _write_found(out, found)
+    number = sum(len(video["seconds"]) for _, video in found)
     if json:
         print(dumps({"out": str(out), "videos": len(found), "boundaries": number, "trained": finder.trained,
                      "broken": broken}))  # fmt: skip
@@ -97,25 +101,34 @@ def find(
         print(f"{out}: {number:,} boundaries in {len(found):,} of {len(paths):,} videos{lost}")
 
 
-def _write_found(out: Path, found: list[FoundBoundaries]) -> None:
+def _plain(found: FoundBoundaries) -> dict[str, Any]:
+    """What is written of a video, as JSON values."""
+    return {
+        "seconds": found.seconds.tolist(),
+        "strengths": [float(strength) for strength in found.strengths],
+        "segments": found.segments,
+        "duration_seconds": found.duration_seconds,
+    }
+
+
+def _write_found(out: Path, found: list[tuple[str, dict[str, Any]]]) -> None:
     with atomic_path(out) as temporary:
         if out.suffix == ".json":
             content = {
-                shown(video.path): {
-                    "boundaries": [round(float(t), 4) for t in video.seconds],
-                    "strengths": [round(float(s), 4) for s in video.strengths],
-                    "segments": [[round(start, 4), round(end, 4)] for start, end in video.segments],
-                    "duration_seconds": video.duration_seconds,
+                path: {
+                    "boundaries": [round(t, 4) for t in video["seconds"]],
+                    "strengths": [round(s, 4) for s in video["strengths"]],
+                    "segments": [[round(start, 4), round(end, 4)] for start, end in video["segments"]],
+                    "duration_seconds": video["duration_seconds"],
                 }
-                for video in found
+                for path, video in found
             }
             temporary.write_text(dumps(content, indent=1) + "\n")
             return
         with temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["path", "seconds", "strength"])
-            for video in found:
+            for path, video in found:
                 writer.writerows(
-                    [shown(video.path), f"{float(t):.4f}", f"{float(s):.4f}"]
-                    for t, s in zip(video.seconds, video.strengths, strict=True)
+                    [path, f"{t:.4f}", f"{s:.4f}"] for t, s in zip(video["seconds"], video["strengths"], strict=True)
                 )

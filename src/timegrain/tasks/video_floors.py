@@ -19,12 +19,11 @@ import numpy as np
 
 from timegrain.data.boundaries import benchmark_id
 from timegrain.data.decoding import open_video
-from timegrain.data.isolated import Failure, run_isolated
+from timegrain.data.journal import VideoJournal
 from timegrain.data.location import shown
 from timegrain.data.manifest import Manifest
-from timegrain.data.probing import TIME_LIMIT_SECONDS, find_files
+from timegrain.data.probing import TIME_LIMIT_SECONDS, check_work, find_files
 from timegrain.files import atomic_path
-from timegrain.progress import track
 from timegrain.tasks.change_detection import ChangeDetector, Method, shot_cuts
 from timegrain.tasks.printing import coverage_text, report
 
@@ -77,6 +76,8 @@ def floors_scenedetect(
 ) -> None:
     """Shot cuts by PySceneDetect's ContentDetector: the SceneDet row of the boundary benchmark.
 
+    The same command continues after an interruption.
+
     JSON keys: detector, videos, failed, failures (reason by id), boundaries, out, coverage (of a manifest, else null).
 
     Example::
@@ -121,6 +122,8 @@ def floors_change(
 ) -> None:
     """Boundaries where picture or motion change most, without learning: pixel difference and optical flow.
 
+    The same command continues after an interruption.
+
     JSON keys: detector, videos, failed, failures (reason by id), boundaries, out, coverage (of a manifest, else null).
 
     Example::
@@ -160,27 +163,23 @@ def _detect(
 ) -> None:
     if out.suffix not in (".json", ".pkl"):
         raise ValueError(f"--out {out}: predictions are written as .json or .pkl")
-    if workers is not None and workers < 1:
-        raise ValueError(f"--workers {workers}: at least one process is needed")
+    check_work(workers, time_limit)
     paths, coverage = _paths_by_id(videos, split)
     ids, files = list(paths), list(paths.values())
-    found: dict[str, list[float]] = {}
     failures: dict[str, str] = {}
-    outcomes = run_isolated(detect, files, lambda _: time_limit, workers)
-    for position, outcome in track(outcomes, "looking for boundaries", len(files)):
-        if isinstance(outcome, Failure):
-            failures[ids[position]] = outcome.reason
-            print(f"{shown(files[position])}: {outcome.reason}", file=sys.stderr)
-        else:
-            found[ids[position]] = outcome
-    if not found:
-        raise ValueError(f"none of the {len(files)} videos could be read; the first: {next(iter(failures.values()))}")
-    ordered = {key: found[key] for key in ids if key in found}
-    with atomic_path(out) as temporary:
-        if out.suffix == ".json":
-            temporary.write_text(json_module.dumps(ordered))
-        else:
-            temporary.write_bytes(pickle.dumps(ordered))
+    with VideoJournal(out, files, [repr(detect)] * len(files)) as journal:
+        for video, reason in journal.run(detect, files, lambda _: time_limit, workers, "looking for boundaries"):
+            failures[ids[video]] = reason
+            print(f"{shown(files[video])}: {reason}", file=sys.stderr)
+        if not journal.results:
+            first = next(iter(failures.values()))
+            raise ValueError(f"none of the {len(files)} videos could be read; the first: {first}")
+        ordered = {ids[video]: journal.results[video] for video in sorted(journal.results)}
+        with atomic_path(out) as temporary:
+            if out.suffix == ".json":
+                temporary.write_text(json_module.dumps(ordered))
+            else:
+                temporary.write_bytes(pickle.dumps(ordered))
     number = sum(map(len, ordered.values()))
     result: dict[str, Any] = {
         "detector": name,
