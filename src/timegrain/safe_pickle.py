@@ -61,7 +61,7 @@ class _Array:
         self.value = _array(data, element, shape, "F" if fortran else "C")
 
 
-def _array(data: Any, element: _ElementType, shape: Any, order: str) -> np.ndarray:
+def _array(data: Any, element: _ElementType, shape: Any, order: str, axes: Any = None) -> np.ndarray:
     dtype = element.build()
     if dtype.kind == "O":
         flat = np.empty(len(data), dtype=object)
@@ -69,7 +69,8 @@ def _array(data: Any, element: _ElementType, shape: Any, order: str) -> np.ndarr
             flat[index] = item
     else:
         flat = np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, dtype=dtype).copy()
-    return flat.reshape(tuple(shape), order="F" if order == "F" else "C")
+    array = flat.reshape(tuple(shape), order="F" if order == "F" else "C")
+    return array if axes is None else array.transpose(tuple(axes))  # of arrays that lie in memory in another order
 
 
 def _scalar(element: _ElementType, data: Any) -> Any:

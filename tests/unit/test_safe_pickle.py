@@ -29,6 +29,7 @@ def write(folder: Path, value: object, protocol: int = 4) -> Path:
 ARRAYS = [
     np.arange(6, dtype=np.int64).reshape(2, 3),
     np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    np.arange(24).reshape(2, 3, 4).transpose(1, 0, 2),
     np.array(["a", "bc"]),
     np.array([b"a", b"bc"]),
     np.array([1.5, 2.5], dtype=">f4"),
