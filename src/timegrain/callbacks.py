@@ -123,7 +123,7 @@ class MetricsCsv(Callback):
         step = trainer.global_step
         if not trainer.is_global_zero or (self.rows and self.rows[-1]["step"] == step):
             return
-        if step % self.every_steps == 0 or step == 1:
+        if step == 1 or (step and step % self.every_steps == 0):  # 0: batches of the first step, before it is done
             values = {key: float(value) for key, value in trainer.callback_metrics.items() if "monitor" not in key}
             self._add({"step": float(step), "epoch": float(trainer.current_epoch), **values})
 

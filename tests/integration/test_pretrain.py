@@ -179,6 +179,7 @@ def test_checkpoints_by_the_clock_fall_between_steps_only(manifest: Path, tmp_pa
     options = ["--run.steps=3", "--run.accumulate=2", "--data.batch_size=2", "--run.checkpoint_minutes=0"]
     assert pretrain(tmp_path / "run", f"--data.manifest={manifest}", *options) == 0
     assert sorted(set(batches)) == [2, 4, 6]
+    assert [row["step"] for row in rows(tmp_path / "run")] == ["1.0", "2.0", "3.0"]
 
 
 def test_a_killed_worker_is_one_message(manifest: Path, tmp_path: Path, capsys, monkeypatch):
