@@ -11,11 +11,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from timegrain.data.location import masked
+
 _PACKAGES = ("timegrain", "torch", "torchvision", "lightning", "av", "numpy", "pyarrow", "opencv-python-headless")
 
 
 def provenance() -> dict[str, Any]:
-    """What was typed, the commit, versions of the libraries that decide numbers, and the machine.
+    """What was typed (of URLs no password), the commit, versions of the libraries that decide numbers, and the machine.
 
     Returns:
         ``command``, ``git`` (the commit, ``-dirty`` with uncommitted changes, None outside a checkout), ``python``,
@@ -24,7 +26,7 @@ def provenance() -> dict[str, Any]:
     import torch
 
     return {
-        "command": sys.argv,
+        "command": [masked(word) for word in sys.argv],
         "git": _commit(Path(__file__).parent),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in _PACKAGES},

@@ -29,6 +29,11 @@ def test_what_is_not_installed_has_no_version(monkeypatch):
     assert versions["no-such-package"] is None
 
 
+def test_what_was_typed_is_noted_without_secrets(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["timegrain", "probe", "--manifest=https://me:secret@host/a.parquet?sig=secret"])
+    assert provenance.provenance()["command"] == ["timegrain", "probe", "--manifest=https://***@host/a.parquet?***"]
+
+
 def test_results_are_found_in_folders_once(tmp_path):
     write_result(tmp_path / "a", a_result(0))
     write_result(tmp_path / "b" / "deep", a_result(1))
