@@ -6,6 +6,8 @@ import csv
 import json
 import pickle
 import runpy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from conftest import make_video, moving_square
 from timegrain.callbacks import FailedVideos
 from timegrain.cli import main
 from timegrain.data.eventworld import world_config, write_world
+from timegrain.data.journal import VideoJournal
 from timegrain.data.manifest import Manifest
 from timegrain.models.boundary import BoundaryConfig, BoundaryDetector, load_detector, save_detector
 from timegrain.models.hub import EncoderConfig, VideoEncoder, save_weights
@@ -204,6 +207,48 @@ def test_evaluate_scores_saved_weights_and_keeps_floors(world, finished, tmp_pat
     assert "F1@0.05" in text
     assert "uniform, every" in text
     assert next(line for line in text.splitlines() if line.startswith("change detector")).split()[2] == "0.00"
+
+
+@contextmanager
+def interrupted_after(count: int) -> Iterator[None]:
+    """Ctrl-C as soon as so many videos are scored."""
+    finish, done = VideoJournal.finish, []
+
+    def stop(self: VideoJournal, *arguments: object) -> None:
+        finish(self, *arguments)
+        done.append(arguments)
+        if len(done) == count:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VideoJournal, "finish", stop)
+        yield
+
+
+def test_scoring_goes_on_where_it_was_interrupted(world, finished, tmp_path, capsys):
+    out = tmp_path / "evaluated"
+    command = ["boundaries", "evaluate", str(world), "--weights", str(finished), "--out", str(out), "--device=cpu"]
+    command += ["--workers=0", "--video_floors=false"]
+    with interrupted_after(3):
+        assert main(command) == 130
+    assert "same command goes on" in capsys.readouterr().err
+    assert main(command) == 0
+    assert "3 of 4 videos were done before" in capsys.readouterr().err
+    for name in ("predictions.pkl", "scores.pkl"):
+        assert (out / name).read_bytes() == (finished / name).read_bytes()
+    assert not list(out.glob(".*"))
+
+
+def test_training_keeps_the_scores_that_its_threshold_is_chosen_on(world, finished, tmp_path, capsys):
+    out = tmp_path / "run"
+    with interrupted_after(1):
+        assert train(out, world, "--run.steps=3") == 130
+    capsys.readouterr()
+    assert train(out, world, "--run.steps=3") == 0
+    assert "1 of 5 videos were done before" in capsys.readouterr().err
+    for name in ("threshold.json", "predictions.pkl", "scores.pkl"):
+        assert (out / name).read_bytes() == (finished / name).read_bytes()
+    assert not list(out.glob(".*"))
 
 
 def test_evaluate_never_scores_training_videos_unasked(world, finished, tmp_path, capsys):

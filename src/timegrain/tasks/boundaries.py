@@ -33,7 +33,7 @@ from timegrain.tasks.boundary_config import (
     DetectorConfig,
     PickingConfig,
 )
-from timegrain.tasks.boundary_evaluation import choose_on, score_and_write, score_truth
+from timegrain.tasks.boundary_evaluation import choose_on, score_and_write, score_truth, scores_journal
 from timegrain.tasks.boundary_setup import (
     Batches,
     Training,
@@ -248,20 +248,23 @@ def _choose(
 ) -> None:
     """Choose rule and threshold on the videos set aside, and write them into the weights and beside them."""
     print(f"choosing rule and threshold on {len(aside)} training videos set aside", file=sys.stderr)
-    scored = score_truth(
-        detector, aside, mode=evaluation.mode, every=evaluation.every, batch_size=evaluation.batch_size, workers=workers
-    )
-    rules: tuple[Literal["runs", "peaks"], ...] = ("runs", "peaks") if picking.rule == "auto" else (picking.rule,)
-    choice = choose_on(scored, aside, rules, picking.gap_seconds)
-    extra = {**detector.config.extra, "picked": {"mode": evaluation.mode, "every": evaluation.every}}
-    detector.config = replace(detector.config, picking=asdict(choice.picking), extra=extra)
-    save_detector(detector, out / "weights.safetensors")
-    record = {
-        **asdict(choice.picking), "f1": choice.f1, "mode": evaluation.mode, "num_videos": len(scored.scores),
-        "videos": list(scored.scores), "curve": list(choice.curve),
-    }  # fmt: skip
-    with atomic_path(out / "threshold.json") as temporary:
-        temporary.write_text(dumps(record, indent=1) + "\n")
+    file = out / "threshold.json"
+    with scores_journal(file, detector, aside, evaluation.mode, evaluation.every) as journal:
+        scored = score_truth(
+            detector, aside, journal, mode=evaluation.mode, every=evaluation.every, batch_size=evaluation.batch_size,
+            workers=workers,
+        )  # fmt: skip
+        rules: tuple[Literal["runs", "peaks"], ...] = ("runs", "peaks") if picking.rule == "auto" else (picking.rule,)
+        choice = choose_on(scored, aside, rules, picking.gap_seconds)
+        extra = {**detector.config.extra, "picked": {"mode": evaluation.mode, "every": evaluation.every}}
+        detector.config = replace(detector.config, picking=asdict(choice.picking), extra=extra)
+        save_detector(detector, out / "weights.safetensors")
+        record = {
+            **asdict(choice.picking), "f1": choice.f1, "mode": evaluation.mode, "num_videos": len(scored.scores),
+            "videos": list(scored.scores), "curve": list(choice.curve),
+        }  # fmt: skip
+        with atomic_path(file) as temporary:
+            temporary.write_text(dumps(record, indent=1) + "\n")
 
 
 def _describe(

@@ -7,9 +7,11 @@ import pickle
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from timegrain.boundaries import Choice, Picking, choose_picking
 from timegrain.boundary_inference import VideoScores, score_videos
@@ -24,7 +26,7 @@ from timegrain.files import atomic_path
 from timegrain.metrics.boundary_f1 import BoundaryF1, BoundaryVideo
 from timegrain.metrics.floors import EVALUATED
 from timegrain.models.boundary import BoundaryDetector, load_detector
-from timegrain.models.weights import choose_device
+from timegrain.models.weights import choose_device, fingerprint_of
 from timegrain.report.results import Result, Row, method_name, write_result
 from timegrain.tasks.boundary_config import BoundaryEvaluationConfig
 from timegrain.tasks.boundary_setup import choose_split
@@ -53,9 +55,20 @@ class Scored:
         return {key: found.boundaries(picking) for key, found in self.scores.items()}
 
 
+def scores_journal(
+    out: Path, detector: BoundaryDetector, truth: BoundaryTruth, mode: Mode, every: int | None
+) -> VideoJournal:
+    """Where :func:`score_truth` keeps the videos' scores until ``out``, which is made of them, is written."""
+    config = asdict(detector.config) | {"extra": None, "picking": None}  # which change no score
+    facts = [fingerprint_of(detector, config), mode, every]
+    paths = truth.manifest.column("path").to_pylist()
+    return VideoJournal(out, paths, [facts] * len(paths))
+
+
 def score_truth(
     detector: BoundaryDetector,
     truth: BoundaryTruth,
+    journal: VideoJournal,
     *,
     mode: Mode,
     every: int | None,
@@ -68,18 +81,24 @@ def score_truth(
         ValueError: None can be read.
     """
     paths = truth.manifest.column("path").to_pylist()
-    scores: dict[str, VideoScores] = {}
     failures: dict[str, str] = {}
-    outcomes = score_videos(detector, paths, mode=mode, every=every, batch_size=batch_size, workers=workers)
-    for video, found in outcomes:
+    left = [paths[video] for video in journal.left]
+    outcomes = score_videos(detector, left, mode=mode, every=every, batch_size=batch_size, workers=workers)
+    for place, found in outcomes if left else ():
+        video = journal.left[place]
         if isinstance(found, str):
             failures[truth.ids[video]] = found
             print(f"{shown(paths[video])}: {found}", file=sys.stderr)
         else:
-            scores[truth.ids[video]] = found
-    if not scores:
+            arrays = (found.frames.tolist(), found.seconds.tolist(), found.scores.tolist())
+            journal.finish(video, [*arrays, found.duration_seconds])
+    if not journal.results:
         raise ValueError(f"none of the {len(paths)} videos could be read; the first: {next(iter(failures.values()))}")
-    return Scored({key: scores[key] for key in truth.ids if key in scores}, failures)
+    scores = {
+        truth.ids[video]: VideoScores(np.array(frames, np.int64), np.array(seconds), np.array(values), duration)
+        for video, (frames, seconds, values, duration) in sorted(journal.results.items())
+    }
+    return Scored(scores, failures)
 
 
 def choose_on(scored: Scored, truth: BoundaryTruth, rules: Sequence[Any], gap_seconds: float) -> Choice:
@@ -209,12 +228,14 @@ def score_and_write(
     out.mkdir(parents=True, exist_ok=True)
     config = detector.config
     picking = Picking(**config.picking)
-    scored = score_truth(
-        detector, truth, mode=settings.mode, every=settings.every, batch_size=settings.batch_size, workers=workers
-    )
-    boundaries = scored.boundaries(picking)
-    submission, twin = write_submission(out / "predictions.pkl", boundaries)
-    write_scores(out / "scores.pkl", scored)
+    with scores_journal(out / "scores.pkl", detector, truth, settings.mode, settings.every) as journal:
+        scored = score_truth(
+            detector, truth, journal, mode=settings.mode, every=settings.every, batch_size=settings.batch_size,
+            workers=workers,
+        )  # fmt: skip
+        boundaries = scored.boundaries(picking)
+        submission, twin = write_submission(out / "predictions.pkl", boundaries)
+        write_scores(out / "scores.pkl", scored)
     write_truth(out / "ground_truth.pkl", truth)
     kept = "frozen" if config.frozen else "fine-tuned"
     name = f"{config.method}, {kept}, {method_name(config.extra.get('started_from', {}))}"
@@ -267,6 +288,8 @@ def evaluate(
     json: bool = False,
 ) -> None:
     """Score a trained detector on the videos of a manifest: submission file, F1 beside its floors, coverage.
+
+    The same command continues after an interruption.
 
     Examples::
 
