@@ -12,6 +12,7 @@ from conftest import make_video, moving_square
 from timegrain.cli import main
 from timegrain.data.manifest import Manifest
 from timegrain.report.results import read_result
+from timegrain.tasks import localization, localization_scoring
 
 NAMES = {"3": "stand", "7": "talk"}
 SMALL = [
@@ -171,3 +172,29 @@ def test_people_are_found_by_torchvisions_detector(ava, tmp_path):
     (out / "result.json").unlink()
     assert run(ava, out, *options) == 0
     assert read_result(out / "result.json").rows[0].scores == scores_of_first
+
+
+def test_people_are_looked_for_where_an_interruption_left_it(ava, tmp_path, capsys, monkeypatch):
+    looked, stops_at = [], 1
+
+    def find(_: object, pictures: list[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        if len(looked) == stops_at:
+            raise KeyboardInterrupt
+        looked.append(pictures)
+        light = pictures[0].float().mean() / 255
+        return [(torch.tensor([[0.1, 0.1, 0.6, 0.9], [0.2, 0.3, 0.5, 0.8]]), torch.stack([light, light / 3]))]
+
+    monkeypatch.setattr(localization, "person_detector", lambda *_: torch.nn.Identity())
+    monkeypatch.setattr(localization_scoring, "person_detector", lambda *_: torch.nn.Identity())
+    monkeypatch.setattr(localization_scoring, "find_people", find)
+    assert run(ava, tmp_path / "a", "--data.people=null") == 130
+    assert "interrupted; what was finished is kept, and the same command goes on" in capsys.readouterr().err
+    stops_at = None
+    for name, left in (("a", 1), ("b", 2)):
+        looked.clear()
+        assert run(ava, tmp_path / name, "--data.people=null") == 0
+        assert len(looked) == left
+        assert ("1 of 2 key frames were done before" in capsys.readouterr().err) == (name == "a")
+        assert not list((tmp_path / name).glob(".*"))
+    for file in ("people.csv", "detections.csv"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()

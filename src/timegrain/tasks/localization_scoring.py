@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from timegrain.data.coverage import coverage_lines
+from timegrain.data.journal import VideoJournal
 from timegrain.data.key_frame_clips import KeyFramePictures
 from timegrain.data.key_frames import KeyFrame, key_frames, read_people, truth_of, with_people
 from timegrain.data.location import shown
@@ -23,6 +24,7 @@ from timegrain.files import atomic_path
 from timegrain.metrics.frame_map import FrameBoxes, FrameMAP
 from timegrain.models.localizer import ActionLocalizer
 from timegrain.models.people import find_people, person_detector
+from timegrain.models.weights import fingerprint_of
 from timegrain.progress import track
 from timegrain.report.results import Result
 from timegrain.sampling import ClipSpec
@@ -215,23 +217,28 @@ def _people(
     if kept.exists():
         return read_people(kept)
     detector = person_detector(data.detector_weights, device)
-    middle = KeyFramePictures(pictures.manifest, pictures.frames, ClipSpec(1, 1), 720)
-    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    with atomic_path(kept) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        for index, clip in track(_load(middle, data.workers), "detecting people", total=len(middle)):
+    frames = pictures.frames
+    middle = KeyFramePictures(pictures.manifest, frames, ClipSpec(1, 1), 720)
+    name = fingerprint_of(detector, None)
+    paths = [pictures.manifest[frame.video].path for frame in frames]
+    with VideoJournal(kept, paths, [[name, frame.frame] for frame in frames], "key frames") as journal:
+        left = Subset(middle, journal.left)
+        for index, clip in track(_load(left, data.workers), "detecting people", total=len(left)) if left else ():
             if isinstance(clip, str):
                 continue
-            frame = pictures.frames[index]
             ((boxes, scores),) = find_people(detector, [clip[0]])
-            found[frame.key] = boxes.double().numpy(), scores.double().numpy()
-            video, seconds = frame.video_id, f"{frame.seconds:.6f}"
-            writer.writerows(
-                [video, seconds, *box.tolist(), float(score)] for box, score in zip(*found[frame.key], strict=True)
-            )
-    return found
+            journal.finish(index, [boxes.double().tolist(), scores.double().tolist()])
+        results = [(frames[index], *journal.results[index]) for index in sorted(journal.results)]
+        with atomic_path(kept) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            for frame, boxes, scores in results:
+                writer.writerows(
+                    [frame.video_id, f"{frame.seconds:.6f}", *box, score]
+                    for box, score in zip(boxes, scores, strict=True)
+                )
+    return {frame.key: (np.array(boxes).reshape(-1, 4), np.array(scores)) for frame, boxes, scores in results}
 
 
-def _load(pictures: KeyFramePictures, workers: int | None) -> Iterator[tuple[int, Tensor | str]]:
+def _load(pictures: Dataset[tuple[int, Tensor | str]], workers: int | None) -> Iterator[tuple[int, Tensor | str]]:
     loader: DataLoader[tuple[int, Tensor | str]] = DataLoader(pictures, batch_size=None, num_workers=workers or 0)
     return iter(loader)
