@@ -1,6 +1,7 @@
 """One TeG pre-training step of R3D-50 on the CPU, beside the same step with pytorchvideo's network.
 
     python benchmarks/training_step.py [ROUNDS]
+    python benchmarks/training_step.py ROUNDS --compiled     # `--run.compile true` beside eager, nothing else
 
 A step is: both clips through the backbone, both heads, both losses (α = 0.9), gradients, SGD with momentum. Clips of 8
 and 16 frames at 112x112, two videos: an eighth of the paper's frames and pixels, so that it fits a CPU. pytorchvideo's
@@ -16,6 +17,7 @@ their memory at once: 9 GB.
 from __future__ import annotations
 
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -23,14 +25,14 @@ import torch
 from einops import reduce
 from torch import Tensor, nn
 
-from measure import Row, measure_apart, not_measured, row
+from measure import Row, cpu_seconds, measure_apart, not_measured, row
 from timegrain.losses import levels_for_alpha
 from timegrain.models.heads import ProjectionHead
 from timegrain.models.resnet3d import r3d50
 from timegrain.objectives.teg import TeG
 from timegrain.optim import parameter_groups
 from timegrain.tasks.config import RunConfig
-from timegrain.tasks.switches import keep_freed_memory, set_layout
+from timegrain.tasks.switches import compile_backbones, keep_freed_memory, set_layout
 
 VIDEOS, LONG, SHORT, SIZE = 2, 16, 8, 112
 WORK = f"R3D-50 TeG step, {VIDEOS} videos, {SHORT}+{LONG} frames at {SIZE}x{SIZE}"
@@ -71,15 +73,23 @@ class _Encoder(nn.Module):
 
 
 def step_of(
-    backbone: nn.Module, *, is_ours: bool = True, fused: bool | None = None, foreach: bool | None = None
+    backbone: nn.Module,
+    *,
+    is_ours: bool = True,
+    fused: bool | None = None,
+    foreach: bool | None = None,
+    run: RunConfig | None = None,
 ) -> Callable[[int], float]:
-    """One step of training as a function."""
+    """One step of training as a function; ours with the switches of ``run``."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     objective: nn.Module = TeG(_Encoder(backbone), levels_for_alpha(0.9))  # type: ignore[arg-type]
+    run = run or RunConfig()
     if is_ours:
-        set_layout(objective, RunConfig(), torch.device("cpu"))
+        set_layout(objective, run, torch.device("cpu"))
         keep_freed_memory(torch.device("cpu"))
+    if run.compile:
+        compile_backbones(objective)
     optimizer = torch.optim.SGD(parameter_groups(objective, 1e-6), lr=0.01, momentum=0.9, fused=fused, foreach=foreach)
     long, short = torch.rand(VIDEOS, 3, LONG, SIZE, SIZE), torch.rand(VIDEOS, 3, SHORT, SIZE, SIZE)
     long_indices = 4 * torch.arange(LONG).expand(VIDEOS, -1)
@@ -110,6 +120,20 @@ def checkpointed() -> Callable[[int], float]:
     return step_of(r3d50(checkpoint_stages=True), fused=True)
 
 
+def compiled(channels_last: bool = False) -> Callable[[int], float]:
+    """The same with `--run.compile true`; says what the compiler takes beside a step."""
+    step = step_of(r3d50(), fused=True, run=RunConfig(compile=True, channels_last=channels_last))
+    before, started = cpu_seconds(), time.monotonic()
+    step(0)
+    print(f"first step: {cpu_seconds() - before:.0f} s of CPU time, {time.monotonic() - started:.0f} s", flush=True)
+    return step
+
+
+def compiled_channels_last() -> Callable[[int], float]:
+    """The same with `--run.channels_last true`, too."""
+    return compiled(channels_last=True)
+
+
 def peer() -> Callable[[int], float]:
     """A step with pytorchvideo's network, in memory as its users have it."""
     return step_of(PyTorchVideoBackbone(), is_ours=False, foreach=False)
@@ -120,6 +144,17 @@ STEPS = {
     "TimeGrain, optimiser not fused": not_fused,
     "TimeGrain, activations checkpointed": checkpointed,
 }
+COMPILED_STEPS = {
+    "TimeGrain, compiled": compiled,
+    "TimeGrain, compiled, channels-last": compiled_channels_last,
+}
+
+
+def run_compiled(rounds: int) -> list[Row]:
+    """Rows of the compiler, which `make bench` does without: it takes minutes."""
+    ours = next(iter(STEPS))
+    seconds = measure_apart({ours: STEPS[ours], **COMPILED_STEPS}, rounds)
+    return [row(WORK, seconds, name, ours) for name in COMPILED_STEPS]
 
 
 def run(rounds: int = 4) -> list[Row]:
@@ -137,5 +172,6 @@ def run(rounds: int = 4) -> list[Row]:
 
 
 if __name__ == "__main__":
-    for line in run(int(sys.argv[1]) if len(sys.argv) > 1 else 4):
+    measured = run_compiled if "--compiled" in sys.argv else run
+    for line in measured(int(sys.argv[1]) if len(sys.argv) > 1 else 4):
         print(line)
