@@ -276,6 +276,27 @@ def test_packing_again_writes_what_changed_and_forgets_what_is_gone(tmp_path, mo
     assert [row.num_frames for row in Manifest.open(tmp_path / "p.parquet").select()] == [30, 33, 30]
 
 
+def test_shards_of_others_are_not_written_over(place, tmp_path, capsys):
+    folder = tmp_path / "packed_shards"
+    folder.mkdir()
+    (folder / "videos-000000.tar").write_bytes(b"somebody else's")
+    words = ["manifest", "pack", place / "files.parquet", "--out", tmp_path / "packed.parquet"]
+    assert run(*words) == 2
+    assert "videos-000000.tar is there already" in capsys.readouterr().err
+    assert (folder / "videos-000000.tar").read_bytes() == b"somebody else's"
+    assert run(*words, "--restart", "true") == 0
+
+
+def test_a_kill_between_a_shard_and_its_note_does_no_harm(place, tmp_path, monkeypatch):
+    words = ["manifest", "pack", place / "files.parquet", "--out", tmp_path / "packed.parquet"]
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "_write", lambda shard, path: path.write_bytes(b"whole") and 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(*words)
+    assert run(*words) == 0
+    assert columns(tmp_path / "packed.parquet") == columns(place / "packed.parquet")
+
+
 def test_prepare_writes_shards_by_split(tmp_path, capsys):
     video = make_video(tmp_path / "clip.mp4", moving_square(30, 96, 128))
     lines = []

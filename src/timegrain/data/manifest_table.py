@@ -45,8 +45,9 @@ def read_parquet(path: Path) -> pa.Table:
     """
     with path.open("rb") as file:
         if file.read(4) != b"PAR1":
+            makes = f"shards {path}" if path.suffix == ".tar" else "scan FOLDER"
             raise ValueError(
-                f"{path} isn't a Parquet file. `timegrain manifest scan FOLDER --out m.parquet` makes a manifest."
+                f"{path} isn't a Parquet file. `timegrain manifest {makes} --out m.parquet` makes a manifest."
             )
     try:
         table = pq.ParquetFile(path).read()

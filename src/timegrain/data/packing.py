@@ -88,7 +88,8 @@ def pack_rows(rows: Sequence[Row], folder: Path, shard_megabytes: int, restart: 
         The rows in their order, where packed ones point into the shards.
 
     Raises:
-        ValueError: If the size is no size, no row is usable, or the videos lie in shards in that very folder.
+        ValueError: If the size is no size, no row is usable, the videos lie in shards in that very folder, or a shard
+            that was not written here would be written over.
         VideoError: If a video vanished or changed meanwhile.
         OSError: If the disk is full.
     """
@@ -105,15 +106,24 @@ def pack_rows(rows: Sequence[Row], folder: Path, shard_megabytes: int, restart: 
         )
     remove_leftovers(folder)
     packed: dict[str, Location] = {}
-    with Journal(folder / _JOURNAL, "shard", restart) as journal:
-        for name in journal.known.keys() - {shard.name for shard in shards}:  # of an earlier, longer list of videos
+    with Journal(folder / _JOURNAL, "shard") as journal:
+        known = journal.known
+        others = [path for shard in shards if shard.name not in known and (path := folder / shard.name).exists()]
+        if others and not restart:
+            raise ValueError(
+                f"{others[0]} is there already, and {journal.path} does not say that it was written by this command: it "
+                "would be written over. Choose another --out, or --restart true to write over it"
+            )
+        for name in known.keys() - {shard.name for shard in shards}:  # of an earlier, longer list of videos
             (folder / name).unlink(missing_ok=True)
         for shard in track(shards, "writing shards", len(shards)):
             path = folder / shard.name
-            entry = journal.known.get(shard.name, {})
-            if entry.get("digest") == shard.digest and path.is_file() and path.stat().st_size == entry["size_bytes"]:
+            entry = {} if restart else known.get(shard.name, {})
+            is_same = entry.get("digest") == shard.digest and path.is_file()
+            if is_same and path.stat().st_size == entry["size_bytes"]:
                 places = {name: (place[0], place[1]) for name, place in entry["members"].items()}
             else:
+                journal.add({"shard": shard.name})  # ours from now on, also where a kill comes before the next note
                 places = _write(shard, path)
                 line = {"shard": shard.name, "digest": shard.digest, "size_bytes": path.stat().st_size}
                 journal.add({**line, "members": places})
