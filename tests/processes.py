@@ -79,8 +79,14 @@ def _launched(
         "torchrun": (("RANK", "LOCAL_RANK"), ("WORLD_SIZE", "LOCAL_WORLD_SIZE"), {"TORCHELASTIC_RUN_ID": "none"}),
         "srun": (
             ("SLURM_PROCID", "SLURM_LOCALID"),
-            ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE"),
-            {"SLURM_NODEID": "0", "SLURM_NNODES": "1", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "pretrain"},
+            ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"),
+            {
+                "SLURM_NODEID": "0",
+                "SLURM_NNODES": "1",
+                "SLURM_STEP_NUM_NODES": "1",
+                "SLURM_JOB_ID": "7",
+                "SLURM_JOB_NAME": "pretrain",
+            },
         ),
     }[by]
     os.environ |= dict.fromkeys(own, str(rank)) | dict.fromkeys(all_of_them, str(world_size)) | more

@@ -231,25 +231,37 @@ def test_torchrun_starts_a_run(manifest: Path, tmp_path: Path):
     assert [row["fine/num_negatives"] for row in rows(out)] == [6.0, 6.0]
 
 
-SLURM = {"SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "4", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "pretrain"}
+SLURM = {"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "pretrain", "SLURM_PROCID": "0"}
+STEP = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}  # srun's own
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "12"}
+
+
+def set_environment(monkeypatch: pytest.MonkeyPatch, known: dict[str, str]) -> None:
+    for name in [*SLURM, *STEP, *TORCHRUN, "SLURM_NTASKS_PER_NODE"]:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in known.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.mark.parametrize(
     ("known", "devices", "num_nodes"),
     [
-        ({"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "12"}, 4, 3),
-        (SLURM, 4, 2),
-        (SLURM | {"SLURM_JOB_NAME": "interactive"}, 1, 1),
+        (TORCHRUN, 4, 3),
+        (SLURM | STEP, 4, 2),
+        (SLURM | STEP | {"SLURM_NTASKS_PER_NODE": "4"}, 4, 2),
+        (SLURM | STEP | {"SLURM_JOB_NAME": "interactive"}, 1, 1),
+        (SLURM | {"SLURM_NTASKS_PER_NODE": "4"}, 1, 1),
+        (SLURM | STEP | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NUM_NODES": "1"}, 1, 1),
         ({"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "sweep"}, 1, 1),
         ({"WORLD_SIZE": "8"}, 1, 1),
     ],
-    ids=["torchrun", "srun", "a shell under SLURM", "one task", "something else"],
-)
+    ids=[
+        "torchrun", "srun", "srun, tasks per node", "a shell under SLURM", "a batch script without srun",
+        "salloc's shell in a job with a name", "one task", "something else",
+    ],
+)  # fmt: skip
 def test_a_launcher_says_how_many_processes_there_are(monkeypatch, known, devices, num_nodes):
-    for name in [*SLURM, "TORCHELASTIC_RUN_ID", "LOCAL_WORLD_SIZE", "WORLD_SIZE"]:
-        monkeypatch.delenv(name, raising=False)
-    for name, value in known.items():
-        monkeypatch.setenv(name, value)
+    set_environment(monkeypatch, known)
     config = RunConfig()
     assert (config.devices, config.num_nodes) == (devices, num_nodes)
     assert RunConfig(devices=devices, num_nodes=num_nodes) == config
@@ -258,6 +270,27 @@ def test_a_launcher_says_how_many_processes_there_are(monkeypatch, known, device
             ValueError, match=f"leave both out, or give --run.devices {devices} --run.num_nodes {num_nodes}"
         ):
             RunConfig(devices=3)
+
+
+@pytest.mark.parametrize(
+    ("known", "message"),
+    [
+        ({"SLURM_STEP_NUM_TASKS": "5", "SLURM_STEP_TASKS_PER_NODE": "3,2"}, "srun --nodes and --ntasks-per-node"),
+        ({"SLURM_STEP_TASKS_PER_NODE": "5,3"}, r"not the same number on each \(5,3\)"),
+        ({"SLURM_JOB_NAME": "bash", "SLURM_PROCID": "3"}, "SLURM_JOB_NAME=train srun"),
+    ],
+)
+def test_processes_of_srun_that_cannot_train_together_are_refused(monkeypatch, known, message):
+    set_environment(monkeypatch, SLURM | STEP | known)
+    with pytest.raises(ValueError, match=message):
+        RunConfig()
+
+
+def test_a_batch_script_without_srun_trains_alone_and_says_so(manifest: Path, tmp_path: Path, monkeypatch, capsys):
+    """The engine would take the job's tasks for processes that it has to wait for."""
+    set_environment(monkeypatch, SLURM | {"SLURM_NTASKS_PER_NODE": "4", "SLURM_JOB_ID": "4711"})
+    pretrain(tmp_path / "run", [f"--data.manifest={manifest}", "--data.batch_size=4", "--run.steps=1"])
+    assert "it trains with 1 process. With srun in front of it there are 8" in capsys.readouterr().err
 
 
 def test_a_warning_of_slurm_stops_the_run_and_queues_the_job_again(whole, manifest: Path, tmp_path: Path, monkeypatch):

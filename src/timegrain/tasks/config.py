@@ -243,18 +243,36 @@ def clip_specs(data: DataConfig, objective: ObjectiveConfig) -> tuple[ClipSpec, 
     return (spec(data.num_frames, data.stride),) * (objective.num_clips or 2)
 
 
-def _launched() -> tuple[str, tuple[int, int]]:
-    """Who started this process as one of several, and how many it started: on each machine, and machines."""
+def launched() -> tuple[str, tuple[int, int]]:
+    """Who started this process as one of several, and how many it started: on each machine, and machines.
+
+    Raises:
+        ValueError: srun started processes that cannot train together.
+    """
     known = os.environ
     if "TORCHELASTIC_RUN_ID" in known:
         local = int(known["LOCAL_WORLD_SIZE"])
         return "torchrun", (local, int(known["WORLD_SIZE"]) // local)
+    # Only srun says how many tasks its step has: a script or a shell of a job with many tasks is one process.
+    tasks = int(known.get("SLURM_STEP_NUM_TASKS", 1))
+    if tasks == 1:
+        return "", (1, 1)
     # As the engine finds out: a SLURM job named so is one that somebody types in.
-    by_srun = known.get("SLURM_JOB_NAME") not in ("bash", "interactive")
-    if by_srun and int(known.get("SLURM_NTASKS", 1)) > 1 and known.get("SLURM_NTASKS_PER_NODE", "").isdigit():
-        local = int(known["SLURM_NTASKS_PER_NODE"])
-        return "SLURM", (local, int(known["SLURM_NTASKS"]) // local)
-    return "", (1, 1)
+    if known.get("SLURM_JOB_NAME") in ("bash", "interactive"):
+        if known.get("SLURM_PROCID", "0") != "0":
+            raise ValueError(
+                f"srun started {tasks} processes in a job named {known['SLURM_JOB_NAME']!r}, which stands for a shell: "
+                "each would train by itself, in one folder. Give another name: SLURM_JOB_NAME=train srun ..."
+            )
+        return "", (1, 1)
+    machines = int(known.get("SLURM_STEP_NUM_NODES", known.get("SLURM_NNODES", 1)))
+    shares = known.get("SLURM_STEP_TASKS_PER_NODE", "")
+    if tasks % machines or "," in shares:
+        raise ValueError(
+            f"srun started {tasks} processes on {machines} machines, not the same number on each ({shares or 'unknown'}): "
+            "give srun --nodes and --ntasks-per-node"
+        )
+    return "SLURM", (tasks // machines, machines)
 
 
 @dataclass
@@ -312,7 +330,7 @@ class TrainingConfig:
     restart: bool = False
 
     def __post_init__(self) -> None:
-        launcher, started = _launched()
+        launcher, started = launched()
         if (self.devices, self.num_nodes) == (1, 1):
             self.devices, self.num_nodes = started
         elif launcher and (self.devices, self.num_nodes) != started:

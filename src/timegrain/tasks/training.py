@@ -6,6 +6,7 @@ import json as json_module
 import logging
 import os
 import signal
+import sys
 import time
 import warnings
 from abc import abstractmethod
@@ -36,7 +37,7 @@ from timegrain.checkpoints import (
 from timegrain.data.loading import ResumableLoader
 from timegrain.data.location import shown
 from timegrain.optim import OptimConfig, build_optimizer, schedule
-from timegrain.tasks.config import TrainingConfig
+from timegrain.tasks.config import TrainingConfig, launched
 from timegrain.tasks.setup import Schedule, is_first_process
 from timegrain.tasks.stopped import in_words, where_it_goes_on
 from timegrain.tasks.switches import compile_backbones, keep_freed_memory, set_layout
@@ -304,8 +305,21 @@ def _engine(
 ) -> Trainer:
     plugins: list[Any] = [AtomicCheckpoints()]
     if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
-        # The engine's own answer to SLURM's warning would save in the middle of a step; `BetweenSteps` has another.
-        plugins.append(SLURMEnvironment(auto_requeue=False))
+        # The engine's own answer to SLURM's warning would save in the middle of a step; `BetweenSteps` has another. It also
+        # takes every task of the job for one that srun started, and would wait for them; and it wants to be told how many
+        # there are on a machine in words that srun leaves out, or has from a job with other steps.
+        if launched()[0] == "SLURM":
+            os.environ["SLURM_NTASKS_PER_NODE"] = str(run.devices)
+            plugins.append(SLURMEnvironment(auto_requeue=False))
+        else:
+            plugins.append(LightningEnvironment())
+            tasks = int(os.environ.get("SLURM_NTASKS", 1))
+            if tasks > run.devices and "SLURM_STEP_NUM_TASKS" not in os.environ:
+                print(
+                    f"SLURM gives this job {tasks} tasks, but no srun started this command: it trains with "
+                    f"{run.devices} process{'es' * (run.devices > 1)}. With srun in front of it there are {tasks}",
+                    file=sys.stderr,
+                )
     return Trainer(
         accelerator=run.accelerator,
         devices=run.devices,
@@ -361,5 +375,6 @@ def quieten() -> None:
     hints = (
         "does not have many workers|No `val_dataloader`|exists and is not empty|GPU available but not used|LeafSpec"
         "|mid-epoch|in eval mode at the start of training|smaller than the logging interval"
+        "|Grad strides do not match bucket view"  # of kernels of one pixel, where strides mean nothing
     )
     warnings.filterwarnings("ignore", f".*(?:{hints}).*")
