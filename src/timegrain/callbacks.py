@@ -327,10 +327,13 @@ def run_record(out: Path, facts: dict[str, Any]) -> None:
 
     Args:
         out: Folder of the run.
-        facts: What else to note; keys of an earlier record are kept where not given anew.
+        facts: What else to note; keys of an earlier record are kept where not given anew. One that was damaged is
+            written anew: a run does not depend on it.
     """
     path = out / "run.json"
-    before = json.loads(path.read_text()) if path.exists() else {}
+    before: dict[str, Any] = {}
+    with suppress(FileNotFoundError, ValueError, TypeError):
+        before = dict(json.loads(path.read_text()))
     record = {**before, **provenance(), **facts}
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,12 @@ def read_checkpoint(path: Path | str, *, mapped: bool = False) -> dict[str, Any]
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if Path(path).is_file() and not zipfile.is_zipfile(path):  # torch then speaks of its own options
+            reason = f"its {Path(path).stat().st_size:,} bytes are no whole checkpoint"
         raise ValueError(
-            f"the checkpoint {path} cannot be read ({(str(error).strip() or type(error).__name__).splitlines()[0]}). "
-            "Copy a kept checkpoint of the same folder over it to continue from there, or use --run.restart true"
+            f"the checkpoint {path} cannot be read ({reason}). Copy a kept checkpoint of the same folder over it to "
+            "continue from there, or use --run.restart true"
         ) from error
     return checkpoint
 

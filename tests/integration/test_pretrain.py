@@ -347,10 +347,25 @@ def test_a_corrupt_checkpoint_is_one_message_and_nothing_is_lost(manifest: Path,
     out = tmp_path / "run"
     assert pretrain(out, f"--data.manifest={manifest}", "--run.steps=2") == 0
     path = out / "checkpoints" / "last.ckpt"
-    path.write_bytes(path.read_bytes()[:1000])
-    assert pretrain(out, f"--data.manifest={manifest}", "--run.steps=2") == 2
-    assert "cannot be read" in capsys.readouterr().err
-    assert (out / "weights.safetensors").exists()
+    for size in (1000, 0):
+        path.write_bytes(path.read_bytes()[:size])
+        assert pretrain(out, f"--data.manifest={manifest}", "--run.steps=2") == 2
+        assert f"cannot be read (its {size:,} bytes are no whole checkpoint)" in capsys.readouterr().err
+        assert (out / "weights.safetensors").exists()
+
+
+def test_files_of_a_run_that_were_damaged_by_hand(manifest: Path, tmp_path: Path, capsys):
+    out, options = tmp_path / "run", [f"--data.manifest={manifest}", "--run.steps=1"]
+    assert pretrain(out, *options) == 0
+    text = (out / "config.yaml").read_text()
+    for devices in ("two", "null"):
+        (out / "config.yaml").write_text(text.replace("devices: 1", f"devices: {devices}"))
+        assert pretrain(out, *options) == 2
+        assert f"{out / 'config.yaml'} is damaged" in capsys.readouterr().err
+    (out / "config.yaml").write_text(text)
+    (out / "run.json").write_text("{")
+    assert pretrain(out, *options) == 0
+    assert json.loads((out / "run.json").read_text())["steps"] == 1
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(manifest: Path, tmp_path: Path, capsys):

@@ -110,13 +110,14 @@ def open_run(
             item.rename(aside / item.name)
     is_run = holds_run(out)
     if path.exists() and is_run:
+        new = _flat(values)
         try:
             old = _flat(yaml.safe_load(path.read_text()))
-        except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
+            is_as_many = _processes(old) == _processes(new)
+        except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is damaged: {error}; use another --run.out, or --run.restart true") from error
-        new = _flat(values)
         old = {key: value for key, value in _NEW.items() if key in new} | old
-        free = _FREE | (_WITH_PROCESSES if _processes(old) != _processes(new) else {"run.devices", "run.num_nodes"})
+        free = _FREE | ({"run.devices", "run.num_nodes"} if is_as_many else _WITH_PROCESSES)
         changed = [key for key in sorted({*old, *new} - free) if old.get(key) != new.get(key)]
         again = [key for key in changed if any(scoring.has(key) for scoring in scorings)]
         changed = [key for key in changed if key not in again]
