@@ -82,6 +82,11 @@ class FeatureStore:
             raise ValueError(f"none of the {len(paths)} videos could be read; the first: {shown(path)}: {reason}")
         return cls(layout, {path: file for path, file in files.items() if path not in broken}, broken)
 
+    def holds(self, path: str, num_frames: int) -> bool:
+        """Whether a video's entries are those of one with so many frames."""
+        count = sum(span.count for span in self.layout.spans(num_frames, "dense"))
+        return len(_mapped(self.files[path])) == count
+
     def windows(self, path: str, candidates: npt.NDArray[np.int64]) -> Tensor:
         """(K, steps, D) float32: time steps of the windows of a video's candidates (K,)."""
         rows = np.asarray(_mapped(self.files[path])[self.layout.entries_of(candidates)], np.float32)

@@ -6,7 +6,7 @@ import csv
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -194,13 +194,21 @@ class FailedVideos(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Look at what the workers reported with this batch."""
-        news = {path: reason for path, reason in batch["failures"] if path not in self.failed}
+        self.note(batch["failures"], trainer.global_step)
+
+    def note(self, failures: Iterable[tuple[str, str]], step: int) -> None:
+        """Write down videos (path, reason) that failed at a step, those that are new.
+
+        Raises:
+            VideoError: They are too many now.
+        """
+        news = {path: reason for path, reason in failures if path not in self.failed}
         if not news:
             return
         self.failed.update(news)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with appended(self.path) as file:
-            csv.writer(file).writerows((path, reason, trainer.global_step) for path, reason in news.items())
+            csv.writer(file).writerows((path, reason, step) for path, reason in news.items())
         for path, reason in news.items():
             tqdm.write(f"could not decode {path}: {reason} (listed in {self.path})", file=sys.stderr)
         if len(self.failed) > self.max_share * self.num_videos:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import resource
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +17,14 @@ from conftest import make_video, moving_square
 from timegrain.boundary_features import FeatureStore, StoredStretches, StoredWindows, _mapped, span_overlaps
 from timegrain.boundary_inference import Scorer, read_spans, score_videos, span_values
 from timegrain.boundary_layout import Layout, temporal_radius
+from timegrain.callbacks import FailedVideos
 from timegrain.data.boundaries import BoundaryTruth, CandidateSampler, picture
-from timegrain.data.decoding import open_video
+from timegrain.data.decoding import VideoError, open_video
 from timegrain.data.manifest import Manifest
 from timegrain.data.transforms import to_model_input
 from timegrain.models.boundary import BoundaryConfig, BoundaryDetector
 from timegrain.models.hub import build_backbone
+from timegrain.tasks.boundary_setup import build_store
 
 FRAMES = 70
 
@@ -236,6 +240,27 @@ def test_many_stored_videos_do_not_use_up_the_file_descriptors(tmp_path):
 def test_only_broken_videos_are_an_error(tmp_path):
     with pytest.raises(ValueError, match="none of the 1 videos"):
         FeatureStore.build(detector(frozen=True), [str(tmp_path / "no.mp4")], tmp_path, progress=False)
+
+
+def test_videos_without_features_are_written_down(truth, video, tmp_path):
+    """One cannot be read, one has become shorter since it was scanned: neither is trained on, neither goes unsaid."""
+    paths = [str(video), str(tmp_path / "no.mp4"), str(shutil.copy(video, tmp_path / "b.mp4"))]
+    facts = {name: truth.manifest.column(name)[0].as_py() for name in ("fps", "duration_seconds", "width", "height")}
+    rows = [
+        {**facts, "path": path, "num_frames": num_frames, "boundaries_seconds": [0.8]}
+        for path, num_frames in zip(paths, (FRAMES, FRAMES, FRAMES + 30), strict=True)
+    ]
+    three, made = BoundaryTruth.of(Manifest.from_rows(rows, tmp_path)), detector(frozen=True)
+    listed = tmp_path / "failed.csv"
+    _, kept = build_store(made, three, tmp_path, 4, 0, FailedVideos(listed, 3, 0.7))
+    assert kept.manifest.column("path").to_pylist() == paths[:1]
+    with listed.open(newline="") as file:
+        assert [(path, reason.partition(" since")[0]) for path, reason, _ in csv.reader(file)] == [
+            (paths[1], "file not found"),
+            (paths[2], "it changed"),
+        ]
+    with pytest.raises(VideoError, match="2 of 3 videos failed"):
+        build_store(made, three, tmp_path, 4, 0, FailedVideos(listed, 3, 0.5))
 
 
 def test_stretches_say_where_events_begin_and_end(truth, video, tmp_path):

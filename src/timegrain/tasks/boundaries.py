@@ -199,9 +199,10 @@ def train(
         _ = Layout.of(detector).margin_steps  # what cannot be scored so is refused before the training, not after it
     device = _device(run)
     store, cache = None, None
+    failures = FailedVideos(out / "failed_videos.csv", len(learned), data.max_failure_share)
     if config.frozen:
-        folder = data.cache_folder or out / "features"
-        store, learned = build_store(detector.to(device), learned, folder, evaluation.batch_size, data.workers or 0)
+        folder, workers = data.cache_folder or out / "features", data.workers or 0
+        store, learned = build_store(detector.to(device), learned, folder, evaluation.batch_size, workers, failures)
     else:
         cache = build_cache(data, learned.manifest, out)
     batches = Batches(detector, learned, data, augment, run, store, cache)
@@ -215,7 +216,7 @@ def train(
         run,
         length,
         batches.loader,
-        failures=FailedVideos(out / "failed_videos.csv", len(learned), data.max_failure_share),
+        failures=failures,
         resume=resume,
         description="boundaries",
     )

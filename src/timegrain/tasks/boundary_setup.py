@@ -6,17 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning import Trainer
 from torch.utils.data import Dataset
 
 from timegrain.boundaries import held_out
 from timegrain.boundary_features import FeatureStore, StoredStretches, StoredWindows
+from timegrain.callbacks import FailedVideos
 from timegrain.data.boundaries import AroundCandidates, BoundaryTruth, CandidateSampler
 from timegrain.data.clip_dataset import collate
 from timegrain.data.frame_cache import FrameCache
 from timegrain.data.labelled_clips import LabelledClips
 from timegrain.data.loading import EpochBatchSampler, ResumableLoader
+from timegrain.data.location import shown
 from timegrain.data.manifest import Manifest
 from timegrain.data.transforms import AugmentConfig
 from timegrain.models.boundary import (
@@ -32,7 +35,7 @@ from timegrain.models.weights import find_encoder
 from timegrain.sampling import ClipSpec
 from timegrain.tasks.boundary_config import BoundaryDataConfig, DetectorConfig
 from timegrain.tasks.config import TrainingConfig
-from timegrain.tasks.setup import Schedule, free_workers, length_of
+from timegrain.tasks.setup import Schedule, free_workers, is_first_process, length_of
 
 Training = Literal["frozen", "finetune"]
 _TEST_SPLITS = ("val", "valnew", "test")
@@ -208,20 +211,33 @@ class Batches:
 
 
 def build_store(
-    detector: BoundaryDetector, truth: BoundaryTruth, folder: Path, batch_size: int, workers: int
+    detector: BoundaryDetector,
+    truth: BoundaryTruth,
+    folder: Path,
+    batch_size: int,
+    workers: int,
+    failures: FailedVideos,
 ) -> tuple[FeatureStore, BoundaryTruth]:
-    """Features of a frozen backbone, and the videos that have them."""
-    paths = truth.manifest.column("path").to_pylist()
+    """Features of a frozen backbone, and the videos that have them; the others are written down.
+
+    Raises:
+        ValueError: No video has features.
+        VideoError: More have none than may.
+    """
+    paths = [str(path) for path in truth.manifest.column("path").to_pylist()]
     store = FeatureStore.build(detector, paths, folder, batch_size=batch_size, workers=workers)
-    if store.broken:
-        truth = truth.select(~_rows_in(paths, store.broken))
-    return store, truth
-
-
-def _rows_in(paths: list[str], named: Any) -> Any:
-    import numpy as np
-
-    return np.array([path in named for path in paths], np.bool_)
+    lost = dict(store.broken)
+    for path, num_frames in zip(paths, truth.manifest.column("num_frames").to_pylist(), strict=True):
+        if path not in lost and not store.holds(path, num_frames):
+            lost[path] = "it changed since it was scanned, and has other frames: run `timegrain manifest scan` again"
+    if is_first_process():
+        failures.note([(shown(path), reason) for path, reason in lost.items()], 0)
+    if not lost:
+        return store, truth
+    if len(lost) == len(set(paths)):
+        path, reason = next(iter(lost.items()))
+        raise ValueError(f"none of the {len(lost)} videos can be used; the first: {shown(path)}: {reason}")
+    return store, truth.select(np.array([path not in lost for path in paths], np.bool_))
 
 
 def with_defaults(data: BoundaryDataConfig) -> BoundaryDataConfig:
