@@ -29,7 +29,7 @@ import glob
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,10 +49,49 @@ from timegrain.files import atomic_path, remove_leftovers
 from timegrain.progress import track
 
 if TYPE_CHECKING:
-    from timegrain.inference import Embedder, VideoFeatures, ViewSettings
+    from timegrain.inference import Embedder, ViewSettings
+
+Array = npt.NDArray[np.float64]
 
 _METADATA_KEY = b"timegrain"
 _VERSION = 1  # of the file's layout and of what decides about features; changes them, changes every key
+
+
+@dataclass(frozen=True)
+class VideoFeatures:
+    """What an encoder sees in one video.
+
+    Attributes:
+        path: The file.
+        features: (N, D) float32, one row per time step; L2-normalised embeddings where a head was asked for.
+        timestamps_seconds: (N,) mean time of the frames that the time step covers.
+        start_seconds: (N,) when the time step begins.
+        end_seconds: (N,) when it ends.
+        duration_seconds: Of the video.
+        clip_features: (K, D) one row per window: the mean over its time steps.
+        clip_start_seconds: (K,) when the window's first frame appears.
+        clip_end_seconds: (K,) when its last frame ends.
+        video_feature: (D,) mean over the windows.
+        head: The projection head, or None for the backbone's features.
+    """
+
+    path: str
+    features: npt.NDArray[np.float32]
+    timestamps_seconds: Array
+    start_seconds: Array
+    end_seconds: Array
+    duration_seconds: float
+    clip_features: npt.NDArray[np.float32]
+    clip_start_seconds: Array
+    clip_end_seconds: Array
+    video_feature: npt.NDArray[np.float32]
+    head: str | None = None
+
+    def self_similarity(self) -> npt.NDArray[np.float32]:
+        """(N, N) cosine similarity between all time steps (the paper's Fig. 3)."""
+        unit = self.features / np.maximum(np.linalg.norm(self.features, axis=1, keepdims=True), 1e-12)
+        similarity: npt.NDArray[np.float32] = unit @ unit.T
+        return similarity
 
 
 @dataclass(frozen=True)
@@ -188,13 +227,52 @@ def read_features(path: str | os.PathLike[str]) -> pa.Table:
     Raises:
         ValueError: It is another kind of file.
     """
+    _facts_of(path)
+    return pq.read_table(path)
+
+
+def _facts_of(path: str | os.PathLike[str]) -> bytes:
+    """What :func:`embed_files` noted in its Parquet file, as JSON; ValueError if it is another kind of file."""
     try:
-        table = pq.read_table(path)
+        metadata: dict[bytes, bytes] = pq.read_schema(path).metadata or {}
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} is not a Parquet file: {error}") from error
-    if _METADATA_KEY not in (table.schema.metadata or {}):
+    if _METADATA_KEY not in metadata:
         raise ValueError(f"{path} was not written by `timegrain embed`")
-    return table
+    return metadata[_METADATA_KEY]
+
+
+def read_videos(path: str | os.PathLike[str]) -> Iterator[VideoFeatures]:
+    """The videos of a Parquet file written by :func:`embed_files`, one after the other, in its order.
+
+    Raises:
+        ValueError: It is another kind of file.
+    """
+    facts = json.loads(_facts_of(path))
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            yield _from_table(file.read_row_group(group), facts["settings"]["head"])
+
+
+def _from_table(table: pa.Table, head: str | None) -> VideoFeatures:
+    """One video's features, from its rows."""
+    rows = table["features"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+    kinds = np.array(table["kind"].to_pylist())
+    times = {name: table[name].to_numpy() for name in ("start_seconds", "seconds", "end_seconds")}
+    step, clip, video = (kinds == kind for kind in ("time_step", "clip", "video"))
+    return VideoFeatures(
+        path=table["path"][0].as_py(),
+        features=rows[step],
+        timestamps_seconds=times["seconds"][step],
+        start_seconds=times["start_seconds"][step],
+        end_seconds=times["end_seconds"][step],
+        duration_seconds=float(times["end_seconds"][video][0]),
+        clip_features=rows[clip],
+        clip_start_seconds=times["start_seconds"][clip],
+        clip_end_seconds=times["end_seconds"][clip],
+        video_feature=rows[video][0],
+        head=head,
+    )
 
 
 def to_table(video: VideoFeatures) -> pa.Table:

@@ -22,7 +22,7 @@ from timegrain.data.decoding import VideoError, VideoReader, open_video
 from timegrain.data.location import file_name
 from timegrain.data.transforms import center_view, three_crops, to_model_input
 from timegrain.data.video import indices_at
-from timegrain.feature_files import EmbeddedFiles, embed_files
+from timegrain.feature_files import EmbeddedFiles, VideoFeatures, embed_files
 from timegrain.models.hub import VideoEncoder
 from timegrain.models.weights import choose_device, find_encoder, fingerprint
 from timegrain.progress import track
@@ -61,43 +61,6 @@ class ViewSettings:
             raise ValueError(f"num_crops must be 1 or 3, got {self.num_crops}")
         if self.fps is not None and not 0 < self.fps < np.inf:
             raise ValueError(f"fps must be a number above 0, got {self.fps}")
-
-
-@dataclass(frozen=True)
-class VideoFeatures:
-    """What an encoder sees in one video.
-
-    Attributes:
-        path: The file.
-        features: (N, D) float32, one row per time step; L2-normalised embeddings where a head was asked for.
-        timestamps_seconds: (N,) mean time of the frames that the time step covers.
-        start_seconds: (N,) when the time step begins.
-        end_seconds: (N,) when it ends.
-        duration_seconds: Of the video.
-        clip_features: (K, D) one row per window: the mean over its time steps.
-        clip_start_seconds: (K,) when the window's first frame appears.
-        clip_end_seconds: (K,) when its last frame ends.
-        video_feature: (D,) mean over the windows.
-        head: The projection head, or None for the backbone's features.
-    """
-
-    path: str
-    features: npt.NDArray[np.float32]
-    timestamps_seconds: Array
-    start_seconds: Array
-    end_seconds: Array
-    duration_seconds: float
-    clip_features: npt.NDArray[np.float32]
-    clip_start_seconds: Array
-    clip_end_seconds: Array
-    video_feature: npt.NDArray[np.float32]
-    head: str | None = None
-
-    def self_similarity(self) -> npt.NDArray[np.float32]:
-        """(N, N) cosine similarity between all time steps (the paper's Fig. 3)."""
-        unit = self.features / np.maximum(np.linalg.norm(self.features, axis=1, keepdims=True), 1e-12)
-        similarity: npt.NDArray[np.float32] = unit @ unit.T
-        return similarity
 
 
 class Embedder:
