@@ -22,6 +22,7 @@ from timegrain.boundaries import GAP_SECONDS, Picking, change_curve, prominent_p
 from timegrain.boundary_inference import score_videos
 from timegrain.boundary_layout import Mode
 from timegrain.data.decoding import VideoError
+from timegrain.feature_files import VideoFeatures
 from timegrain.inference import Embedder, load
 from timegrain.models.boundary import BoundaryDetector, is_detector, load_detector
 from timegrain.models.hub import VideoEncoder
@@ -211,14 +212,29 @@ class BoundaryFinder:
     def _from_features(self, name: str, progress: bool) -> FoundBoundaries:
         assert self.embedder is not None
         s = self.settings
-        seen = self.embedder.embed(name, overlap=s.overlap, fps=s.fps, progress=progress)
-        curve = change_curve(seen.features, seen.timestamps_seconds, s.window_seconds)
-        gap = GAP_SECONDS if s.gap_seconds is None else s.gap_seconds
-        # The curve at a time step compares what is before it with what is from it on: the boundary is where it begins.
-        peaks = prominent_peaks(curve, seen.start_seconds, seen.duration_seconds, s.prominence, gap, s.end_seconds)
-        return FoundBoundaries(
-            name, seen.start_seconds[peaks], curve[peaks], curve, seen.timestamps_seconds, seen.duration_seconds, False
-        )
+        return boundaries_of(self.embedder.embed(name, overlap=s.overlap, fps=s.fps, progress=progress), s)
+
+
+def boundaries_of(seen: VideoFeatures, settings: FindSettings | None = None) -> FoundBoundaries:
+    """Where a video's features change most, without training; its first and last time step count as their neighbours.
+
+    Args:
+        seen: Of one video, from its beginning to its end.
+        settings: Which changes count; how the video was watched is ``seen``'s.
+    """
+    s = settings or FindSettings()
+    features = seen.features
+    if len(features) > 2:
+        # The network's padding stands for what lies beyond the video. Left in, the first time step differed from the second
+        # more than events do from each other: most of the boundaries found were that one.
+        features = np.concatenate([features[1:2], features[1:-1], features[-2:-1]])
+    curve = change_curve(features, seen.timestamps_seconds, s.window_seconds)
+    gap = GAP_SECONDS if s.gap_seconds is None else s.gap_seconds
+    # The curve at a time step compares what is before it with what is from it on: the boundary is where it begins.
+    peaks = prominent_peaks(curve, seen.start_seconds, seen.duration_seconds, s.prominence, gap, s.end_seconds)
+    return FoundBoundaries(
+        seen.path, seen.start_seconds[peaks], curve[peaks], curve, seen.timestamps_seconds, seen.duration_seconds, False
+    )
 
 
 def find_boundaries(

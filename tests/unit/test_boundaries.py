@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from timegrain.boundaries import (
     near_boundary,
     prominent_peaks,
 )
+from timegrain.boundary_finding import boundaries_of
+from timegrain.feature_files import VideoFeatures
 from timegrain.metrics.boundary_f1 import BoundaryVideo, boundaries_from_scores
 
 times = st.lists(st.integers(0, 400), max_size=20).map(lambda frames: [f / 30 for f in frames])
@@ -168,3 +171,17 @@ def test_nothing_that_changes_has_no_boundary():
     curve = change_curve(still, np.arange(50) / 10, 1.0)
     assert len(prominent_peaks(curve, np.arange(50) / 10, 5.0, 1.0, 0.6, 0.3)) == 0
     assert len(prominent_peaks(np.empty(0), np.empty(0), 0.0, 1.0, 0.6, 0.3)) == 0
+
+
+def test_what_padding_makes_of_the_ends_is_no_boundary():
+    rng = np.random.default_rng(0)
+    features = np.repeat(rng.normal(size=(2, 8)), (7, 5), axis=0) + rng.normal(scale=0.01, size=(12, 8))
+    features[[0, -1]] = rng.normal(size=(2, 8))  # further from all else than the two halves from each other
+    start = np.arange(12) * 0.5
+    seen = VideoFeatures(
+        "a.mp4", features.astype(np.float32), start + 0.25, start, start + 0.5, 6.0,
+        features[:1], start[:1], start[-1:] + 0.5, features[0],
+    )  # fmt: skip
+    assert boundaries_of(seen).seconds.tolist() == [3.5]
+    short = replace(seen, features=seen.features[:2], timestamps_seconds=start[:2], start_seconds=start[:2])
+    assert len(boundaries_of(short).seconds) == 0
