@@ -26,6 +26,7 @@ COMMANDS: dict[str, Command] = {
     "plan": Command("timegrain.tasks.planning:plan", "before a pre-training: what bounds it, hours, memory, CPU cores"),
     "bench": Command("timegrain.tasks.bench:bench", "disk, decoding, augmentation, model: which is the limit here"),
     "doctor": Command("timegrain.tasks.doctor:doctor", "can this machine train? versions, decoders, devices, disk"),
+    "explore": Command("timegrain.tasks.explore:explore", "features, boundaries and pictures of your videos, one page"),
     "embed": Command("timegrain.tasks.embed:embed", "features of videos of any length, as Parquet"),
     "similarity": Command("timegrain.tasks.embed:similarity", "a video's self-similarity matrix, as a picture"),
     "probe": Command("timegrain.tasks.probe:probe", "linear probe, kNN and retrieval on frozen features"),

@@ -24,8 +24,8 @@ class Neighbours:
     """A query and what was found for it.
 
     Attributes:
-        query: Its picture (h, w, 3) and its class.
-        found: Picture and class of each neighbour, nearest first.
+        query: Its picture (h, w, 3) and its class, or its name where there are no classes.
+        found: Picture and class or name of each neighbour, nearest first.
     """
 
     query: tuple[Picture, str]
@@ -192,11 +192,12 @@ def boundary_timelines(
         return to_png(figure)
 
 
-def nearest_neighbours(rows: Sequence[Neighbours]) -> bytes:
+def nearest_neighbours(rows: Sequence[Neighbours], labelled: bool = True) -> bytes:
     """Queries with their nearest neighbours: a green frame and a tick for the query's class, red and a cross for another.
 
     Args:
         rows: One per query, all with the same number of neighbours.
+        labelled: Whether classes are told; else frames and names are plain.
     """
     columns = 2 + max(len(row.found) for row in rows)  # the query, a gap, the neighbours
     shape = rows[0].query[0].shape
@@ -211,7 +212,8 @@ def nearest_neighbours(rows: Sequence[Neighbours]) -> bytes:
             _thumbnail(line[0], picture, label, INK)
             for axis, (picture, found) in zip(line[2:], row.found, strict=False):
                 right = found == label
-                _thumbnail(axis, picture, f"{'✓' if right else '✗'} {found}", RIGHT if right else WRONG)
+                text = f"{'✓' if right else '✗'} {found}" if labelled else found
+                _thumbnail(axis, picture, text, (RIGHT if right else WRONG) if labelled else INK)
             for axis in (line[1], *line[2 + len(row.found) :]):
                 axis.axis("off")
         for axis, text in zip(axes[0], ["query", "", "nearest", *(f"{i}." for i in range(2, columns))], strict=False):

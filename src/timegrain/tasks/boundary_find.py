@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
+from collections.abc import Sequence
 from json import dumps
 from pathlib import Path
 from typing import Any
@@ -84,14 +85,14 @@ def find(
     with VideoJournal(out, paths, [finder.facts] * len(paths)) as journal:
         for video in track(journal.left, "videos") if len(journal.left) > 1 else journal.left:
             try:
-                journal.finish(video, _plain(finder.find(paths[video])))
+                journal.finish(video, as_values(finder.find(paths[video])))
             except VideoError as error:
                 broken[shown(paths[video])] = error.reason
                 print(f"could not read {shown(paths[video])}: {error.reason}", file=sys.stderr)
         if not journal.results:
             raise ValueError(f"none of the {len(paths)} videos could be read; the first: {next(iter(broken.values()))}")
         found = [(shown(paths[video]), journal.results[video]) for video in sorted(journal.results)]
-        _write_found(out, found)
+        write_found(out, found)
     number = sum(len(video["seconds"]) for _, video in found)
     if json:
         print(dumps({"out": str(out), "videos": len(found), "boundaries": number, "trained": finder.trained,
@@ -101,7 +102,7 @@ def find(
         print(f"{out}: {number:,} boundaries in {len(found):,} of {len(paths):,} videos{lost}")
 
 
-def _plain(found: FoundBoundaries) -> dict[str, Any]:
+def as_values(found: FoundBoundaries) -> dict[str, Any]:
     """What is written of a video, as JSON values."""
     return {
         "seconds": found.seconds.tolist(),
@@ -111,7 +112,13 @@ def _plain(found: FoundBoundaries) -> dict[str, Any]:
     }
 
 
-def _write_found(out: Path, found: list[tuple[str, dict[str, Any]]]) -> None:
+def write_found(out: Path, found: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Write boundaries as csv or JSON, by the file's ending.
+
+    Args:
+        out: The file.
+        found: Path and :func:`as_values` of each video.
+    """
     with atomic_path(out) as temporary:
         if out.suffix == ".json":
             content = {
