@@ -49,7 +49,8 @@ def embed(
         weights: A .safetensors file, the folder of a pre-training run, or OWNER/NAME on the Hugging Face Hub.
         out: The file to write, .parquet or .npz.
         head: Features of the backbone (none), or unit embeddings of one projection head.
-        overlap: Share of a window that the next one covers again, 0 to below 1; slower and smoother.
+        overlap: Share of a window that the next one covers again, 0 to below 1; slower and smoother. Where moments are
+            compared by their cosine take 0.5: at 0 a window's first and last time step tell much of the network's padding.
         num_crops: 1 looks at the square in the middle of the picture, 3 at all of it.
         fps: Watch every video as if it had this frame rate; give the training videos' rate when yours differs.
         device: auto, cpu, cuda, mps.
