@@ -22,7 +22,7 @@ from timegrain.boundaries import GAP_SECONDS, Picking, change_curve, prominent_p
 from timegrain.boundary_inference import score_videos
 from timegrain.boundary_layout import Mode
 from timegrain.data.decoding import VideoError
-from timegrain.feature_files import VideoFeatures
+from timegrain.feature_tables import VideoFeatures
 from timegrain.inference import Embedder, load
 from timegrain.models.boundary import BoundaryDetector, is_detector, load_detector
 from timegrain.models.hub import VideoEncoder

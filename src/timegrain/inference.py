@@ -22,7 +22,8 @@ from timegrain.data.decoding import VideoError, VideoReader, open_video
 from timegrain.data.location import file_name
 from timegrain.data.transforms import center_view, three_crops, to_model_input
 from timegrain.data.video import indices_at
-from timegrain.feature_files import EmbeddedFiles, VideoFeatures, embed_files
+from timegrain.feature_files import EmbeddedFiles, embed_files
+from timegrain.feature_tables import VideoFeatures
 from timegrain.models.hub import VideoEncoder
 from timegrain.models.weights import choose_device, find_encoder, fingerprint
 from timegrain.progress import track
@@ -140,7 +141,7 @@ class Embedder:
         out: str | os.PathLike[str],
         settings: ViewSettings | None = None,
     ) -> EmbeddedFiles:
-        """Features of many videos in one Parquet or npz file; see :mod:`timegrain.feature_files` for its layout.
+        """Features of many videos in one Parquet or npz file; see :mod:`timegrain.feature_tables` for its layout.
 
         Args:
             inputs: Videos and folders of videos.

@@ -19,7 +19,8 @@ from timegrain.data.decoding import probe as probe_video
 from timegrain.data.manifest import Manifest
 from timegrain.data.probing import probe_file
 from timegrain.data.transforms import three_crops, to_model_input
-from timegrain.feature_files import list_videos, read_features
+from timegrain.feature_files import list_videos
+from timegrain.feature_tables import read_features
 from timegrain.inference import Embedder, load
 from timegrain.models.hub import EncoderConfig, VideoEncoder, save_weights
 from timegrain.report.results import read_result

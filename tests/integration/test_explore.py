@@ -9,7 +9,7 @@ import torch
 
 from conftest import make_video, moving_square
 from timegrain.cli import main
-from timegrain.feature_files import read_videos
+from timegrain.feature_tables import read_videos
 from timegrain.inference import Embedder, load
 from timegrain.models.boundary import BoundaryConfig, BoundaryDetector, save_detector
 from timegrain.models.hub import EncoderConfig, VideoEncoder, save_weights

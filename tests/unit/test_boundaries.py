@@ -19,7 +19,7 @@ from timegrain.boundaries import (
     prominent_peaks,
 )
 from timegrain.boundary_finding import boundaries_of
-from timegrain.feature_files import VideoFeatures
+from timegrain.feature_tables import VideoFeatures
 from timegrain.metrics.boundary_f1 import BoundaryVideo, boundaries_from_scores
 
 times = st.lists(st.integers(0, 400), max_size=20).map(lambda frames: [f / 30 for f in frames])

@@ -14,7 +14,8 @@ import numpy.typing as npt
 from timegrain.boundary_finding import FindSettings, FoundBoundaries, boundaries_of
 from timegrain.data.decoding import VideoError
 from timegrain.data.location import absolute, file_name, shown
-from timegrain.feature_files import EmbeddedFiles, VideoFeatures, list_videos, read_videos
+from timegrain.feature_files import EmbeddedFiles, list_videos
+from timegrain.feature_tables import VideoFeatures, read_videos
 from timegrain.files import atomic_path
 from timegrain.inference import ViewSettings, load
 from timegrain.models.boundary import is_detector
