@@ -209,6 +209,7 @@ def test_clip_logits(tmp_path):
         ({"logits_by_clip_id": [[1.0, 2.0], [3.0, float("nan")]]}, "logits_by_clip_id, row 1"),
         ({"logits_by_clip_id": [["a"]]}, "not numbers"),
         ({"logits_by_clip_id": 3}, "logits_by_clip_id"),
+        ({"logits_by_clip_id": [[10**400, 1.0], [1.0, 2.0]]}, "not numbers"),
         ({"num_videos": 3}, "num_videos is 3, but the file holds 2"),
         ({"views_per_video": 0}, "views_per_video is 0; a whole number"),
     ):

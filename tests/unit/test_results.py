@@ -41,6 +41,17 @@ def test_results_are_found_in_folders_once(tmp_path):
     assert [result.rows[0].seed for _, result in found] == [0, 1]
 
 
+GOOD = {
+    "form": "timegrain-result/1", "benchmark": "b", "task": "t", "metrics": {"x": "X"},
+    "rows": [{"method": "a", "scores": {"x": 1}}],
+}  # fmt: skip
+
+
+def test_a_result_that_an_editor_saved_again_is_read(tmp_path):
+    (tmp_path / "result.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD, indent=1).replace("\n", "\r\n").encode())
+    assert read_result(tmp_path / "result.json").benchmark == "b"
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -48,6 +59,16 @@ def test_results_are_found_in_folders_once(tmp_path):
         ("[]", "does not say"),
         ('{"form": "timegrain-result/1"}', "rows"),
         (json.dumps({"form": "timegrain-result/1", "rows": [{"method": "a", "scores": {"x": "high"}}]}), "missing"),
+        (json.dumps(GOOD | {"benchmark": []}), r"benchmark is \[\]"),
+        (json.dumps(GOOD | {"metrics": {}}), "no metric"),
+        (json.dumps(GOOD | {"metrics": "top1"}), "dictionary|metrics is 'top1'"),
+        (json.dumps(GOOD | {"metrics": {"x": None}}), "name of a metric is None"),
+        (json.dumps(GOOD | {"rows": []}), "no row"),
+        (json.dumps(GOOD | {"rows": [{"method": None, "scores": {"x": 1}}]}), "method of a row is None"),
+        (json.dumps(GOOD | {"rows": [{"method": "a", "scores": {"x": 1}, "role": "best"}]}), "a row is 'best'"),
+        (json.dumps(GOOD | {"rows": [{"method": "a", "scores": {"x": 1}, "seed": [1]}]}), "seed of a row"),
+        (json.dumps(GOOD | {"protocol": 3}), "protocol is 3"),
+        (json.dumps(GOOD | {"coverage": {"splits": {"val": {"listed": 0, "usable": 0, "found": 0}}}}), "zero"),
     ],
 )
 def test_a_file_that_is_no_result_is_named(tmp_path, text, reason):

@@ -279,7 +279,7 @@ def read_verb_predictions(
 def _table(value: Any, where: str) -> np.ndarray:
     try:
         table = np.asarray(value, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         table = np.empty(0)
     if table.ndim != 2:
         is_table = isinstance(value, list) and all(isinstance(row, list) for row in value)

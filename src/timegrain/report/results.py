@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from timegrain.data.coverage import coverage_lines
 from timegrain.files import atomic_path
 from timegrain.provenance import provenance
 
@@ -88,17 +89,44 @@ def read_result(path: Path) -> Result:
         ValueError: The file is not one; the message says which and why.
     """
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
         if not isinstance(values, dict) or values.pop("form", None) != _FORM:
             raise ValueError(f"it does not say that it is a {_FORM}")
         rows = [Row(**row) for row in values.pop("rows")]
         result = Result(**values, rows=rows)
+        _check(result)
         for row in rows:
             if bad := [f"{key}: {value!r}" for key, value in row.scores.items() if not isinstance(value, int | float)]:
                 raise ValueError(f"a score is not a number ({bad[0]})")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is not a result of TimeGrain: {error}") from error
+        coverage_lines(result.coverage)
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise ValueError(f"{path} is not a result of TimeGrain: {str(error)[:500]}") from error
     return result
+
+
+def _check(result: Result) -> None:
+    """Refuse values of other kinds than the report's tables can hold."""
+    kinds: list[tuple[str, Any, Any]] = [
+        ("benchmark", result.benchmark, str),
+        ("task", result.task, str),
+        ("metrics", result.metrics, Mapping),
+        ("protocol", result.protocol, Mapping),
+        ("provenance", result.provenance, Mapping),
+        ("coverage", result.coverage, Mapping | None),
+        ("num_test", result.num_test, int | None),
+        ("seconds", result.seconds, int | float | None),
+        *(("the name of a metric", name, str) for name in dict(result.metrics).values()),
+        *(("the method of a row", row.method, str) for row in result.rows),
+        *(("the scores of a row", row.scores, Mapping) for row in result.rows),
+        *(("the seed of a row", row.seed, int | None) for row in result.rows),
+    ]
+    for name, value, kind in kinds:
+        if not isinstance(value, kind):
+            raise ValueError(f"{name} is {value!r:.80}")
+    if not result.metrics or not result.rows:
+        raise ValueError("it has no metric, or no row")
+    if roles := {str(row.role) for row in result.rows} - set(get_args(Role)):
+        raise ValueError(f"a row is {min(roles)!r:.80}, which is none of {', '.join(get_args(Role))}")
 
 
 def find_results(runs: Sequence[Path]) -> list[tuple[Path, Result]]:
