@@ -66,6 +66,13 @@ class OptimConfig:
             raise ValueError(f"betas must be two numbers of at least 0 and below 1, got {self.betas}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be at least 0 and below 1, got {self.momentum}")
+        others = {"betas": "adamw", "trust_coefficient": "lars"}
+        ignored = [name for name, owner in others.items() if self.name != owner]
+        ignored += ["momentum", "nesterov"] if self.name == "adamw" else []
+        fields = type(self).__dataclass_fields__
+        self.betas = (self.betas[0], self.betas[1])
+        if given := [name for name in ignored if getattr(self, name) != fields[name].default]:
+            raise ValueError(f"the optimiser {self.name} has no {' and no '.join(given)}: leave it out")
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs a momentum above 0")
 

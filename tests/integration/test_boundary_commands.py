@@ -343,6 +343,8 @@ def test_find_boundaries_takes_a_trained_file(finished, world, capsys):
         (["--picking.rule=middle"], ["middle"]),
         (["--evaluation.split=dev"], ["dev"]),
         (["--evaluation.mode=dense", "--data.num_frames=15"], ["15 frames do not fill", "--mode windows"]),
+        (["--backbone=frozen", "--augment.flip_probability=0.5"], ["--augment.flip_probability cannot be given here"]),
+        (["--method=tcn", "--backbone=frozen", "--model.pooling=mean"], ["tcn pools nothing"]),
     ],
 )  # fmt: skip
 def test_errors_name_the_value_and_the_remedy(world, tmp_path, capsys, options, words):

@@ -347,6 +347,7 @@ def test_probe_holds_out_whole_groups(weights, video_folder, tmp_path, capsys):
         ({"labels": False}, [], "has no labels"),
         ({}, ["--split-test", "validation"], "no usable video in split 'validation'; it has test (2), train (6)"),
         ({}, ["--hold-out", "1.5"], "between 0 and 1"),
+        ({}, ["--hold-out", "0.5", "--split-test", "val"], "so --split-test val means nothing"),
         ({}, ["--num-clips", "0"], "at least 1 clip"),
         ({}, ["--num-neighbours", "0"], "--num-neighbours and --batch-size must be at least 1"),
         ({}, ["--batch-size", "0"], "--num-neighbours and --batch-size must be at least 1"),

@@ -39,6 +39,8 @@ def test_gebd(rows, shared, capsys):
     assert main(["floors", "gebd", "--ground-truth", str(truth)]) == 0
     assert "human, leave one out" in capsys.readouterr().out
     assert main(["floors", "gebd", "--ground-truth", str(truth), "--spacing", "1.5"]) == 2
+    both = ["--spacing", "0.2", "--train", str(truth)]
+    assert main(["floors", "gebd", "--ground-truth", str(truth), *both]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert "between 0 and 1" in err

@@ -124,6 +124,28 @@ def test_a_finished_run_is_scored_again_without_training(weights: Path, manifest
     assert [path for path, _ in find_results([aside])] == [aside / "result.json"]
 
 
+@pytest.mark.parametrize(
+    ("command", "options", "words"),
+    [
+        ("finetune", ["--model.options={padding: symmetric}"], "that of {weights} has padding: not set"),
+        (
+            "finetune",
+            ["--classifier.num_blocks=1"],
+            "--classifier.num_blocks cannot be given here: only `timegrain probe",
+        ),
+        ("finetune", ["--classifier.random_weights=2"], "here the whole network is trained"),
+        ("probe linear", ["--classifier.num_heads=2"], "--classifier.num_heads cannot be given here"),
+        ("probe attentive", ["--classifier.normalise=true"], "--classifier.normalise cannot be given here"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(command, options, words, weights, manifest, tmp_path, capsys) -> None:
+    given = ["--weights", weights, "--data.manifest", manifest, "--run.out", tmp_path / "run", "--run.steps", 1, *TINY]
+    code, _, err = run(capsys, *command.split(), *given, *options)
+    assert code == 2
+    assert words.format(weights=weights) in err
+    assert not (tmp_path / "run").exists()
+
+
 def test_from_scratch_on_three_splits(manifest: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "run"
     code, text, err = run(

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2
 
 from conftest import make_video, moving_square
 from timegrain.cli import main
 from timegrain.data.manifest import Manifest
+from timegrain.models.hub import EncoderConfig, VideoEncoder, save_weights
 from timegrain.report.results import read_result
 from timegrain.tasks import localization, localization_scoring
 
@@ -87,6 +89,22 @@ def test_trains_scores_and_writes_what_score_reads(ava, tmp_path, capsys):
     assert "scoring again with data.short_side 48, before 32" in capsys.readouterr().err
     (aside,) = (tmp_path / "run").glob("scored-*")
     assert (aside / "detections.csv").read_bytes() == kept != detections.read_bytes()
+
+
+def test_a_network_beside_weights_must_be_theirs(ava, tmp_path, capsys):
+    path = tmp_path / "w.safetensors"
+    save_weights(VideoEncoder(EncoderConfig("r3d_tiny", {"padding": "symmetric"}, heads=())), path)
+    given = [f"--weights={path}", "--run.steps=1"]
+    assert run(ava, tmp_path / "run", *given, "--backbone=r3d18") == 2
+    assert f"{path} has the backbone r3d_tiny, not r3d18: leave out --backbone" in capsys.readouterr().err
+    assert run(ava, tmp_path / "run", *given, "--backbone_options={padding: same}") == 2
+    assert "has padding: symmetric" in capsys.readouterr().err
+    assert run(ava, tmp_path / "run", *given, "--data.detector_weights=d.pth") == 2
+    assert "give one of both" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert run(ava, tmp_path / "run", *given, "--backbone=r3d_tiny", "--backbone_options={padding: symmetric}") == 0
+    said = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (said["backbone"], said["backbone_options"]) == ("r3d_tiny", {"padding": "symmetric"})
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,7 @@ def test_a_plan_refuses_what_the_run_would_refuse(manifest: Path, tmp_path: Path
         (["--seconds=0", "--gpu=h100"], "--seconds 0: more than 0"),
         (["--gpu=h10"], "Did you mean h100?"),
         (["--gpus=0", "--gpu=h100"], "--gpus must be at least 1"),
+        (["--gpus=8", "--gpu=cpu"], "--gpus 8: a plan for a CPU is one of a single process"),
         (["--objective.name=byol", "--objective.alpha=0.5", "--gpu=h100"], "does not belong"),
     ):
         assert main([*common, *options]) == 2

@@ -89,6 +89,21 @@ def test_exact_probe_tells_events_apart_and_writes_the_official_file(vidsitu, tm
     assert all(len(event) == len(VERBS) for entry in entries for event in entry["pred_vbs_ev"])
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--run.steps=2"], "--run.steps cannot be given here: --mode exact trains nothing by steps"),
+        (["--optim.learning_rate=1"], "--optim.learning_rate cannot be given here"),
+        (["--augment.flip_probability=0"], "--augment.flip_probability cannot be given here"),
+        (["--mode=sgd", "--random_seeds=3"], "--random-seeds is for --mode exact"),
+    ],
+)
+def test_what_a_mode_would_ignore_is_refused(vidsitu, tmp_path, capsys, options, words):
+    given = [f"--weights={vidsitu}/weights.safetensors", f"--data.manifest={vidsitu}/m.parquet", *SMALL]
+    assert main(["probe", "vidsitu", *given, f"--run.out={tmp_path}/run", *options]) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_sgd_probe_and_training_from_scratch_run_and_continue(vidsitu, tmp_path, capsys):
     videos = f"--data.manifest={vidsitu}/m.parquet"
     scratch = ["finetune", "vidsitu", "--model.backbone=r3d_tiny", videos, *SMALL, f"--run.out={tmp_path}/scratch"]

@@ -100,5 +100,6 @@ def test_table_2_within_three_in_a_thousand(capsys: pytest.CaptureFixture[str]) 
     # The convention is decided by 83.5: with the momentum encoder no row of ρ = 2 has it.
     two, four = (row["multiply_adds_with_momentum_encoder"] / 1e9 for row in report["rows"][1:3])
     assert (two, four) == pytest.approx((167.0, 334.0), rel=0.003)
+    assert main(["model-info", "--table2", "--backbone", "r3d18"]) == 2
     assert main(["model-info", "--table2"]) == 0
     assert "Counted: convolutions" in capsys.readouterr().out

@@ -184,6 +184,8 @@ def test_a_setting_may_pretrain_nothing_and_choose_its_evaluations(tmp_path):
 def test_open_videos_and_impossible_jobs_are_refused(tmp_path):
     with pytest.raises(ValueError, match="--videos"):
         load_sweep(write(tmp_path))
+    with pytest.raises(ValueError, match="choose one of the two"):
+        sweep(write(tmp_path), out=tmp_path / "out", videos=tmp_path, job=0, slurm=True)
     with pytest.raises(ValueError, match="no job 6"):
         sweep(write(tmp_path), out=tmp_path / "out", videos=tmp_path, job=6)
     with pytest.raises(ValueError, match="does not exist"):

@@ -119,6 +119,10 @@ def model_info(
         ValueError: The backbone, an option or a clip cannot be.
     """
     if table2:
+        if (backbone, clips, options or {}) != ("r3d50", "32x224,16x224", {}):
+            raise ValueError(
+                "--table2 has the paper's own networks and clips: leave out --backbone, --clips and --options"
+            )
         rows = paper.table2()
         print(json_format.dumps({"rows": rows, "counted": paper.COUNTED}) if json else paper.as_text(rows))
         return

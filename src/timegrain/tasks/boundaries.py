@@ -35,6 +35,7 @@ from timegrain.tasks.boundary_config import (
 )
 from timegrain.tasks.boundary_evaluation import choose_on, score_and_write, score_truth, scores_journal
 from timegrain.tasks.boundary_setup import (
+    AS_IT_IS,
     Batches,
     Training,
     build_detector,
@@ -51,12 +52,6 @@ from timegrain.tasks.run_folder import Scoring, open_run
 from timegrain.tasks.setup import Schedule, build_cache, is_first_process
 from timegrain.tasks.switches import compiled
 from timegrain.tasks.training import TrainingTask, finish, fit, quieten
-
-# The whole picture, colours and sides as they are: the PC baseline trains without augmentation.
-AS_IT_IS = AugmentConfig(
-    crop_sampler="whole", flip_probability=0.0, jitter_probability=0.0, grayscale_probability=0.0,
-    blur_probability=(0.0, 0.0), solarize_probability=(0.0, 0.0),
-)  # fmt: skip
 
 SCORING = Scoring(
     frozenset({"evaluation", "picking"}),
@@ -179,7 +174,7 @@ def train(
     started = time.time()
     manifest = open_manifest(data.manifest)
     data = with_defaults(data)
-    config, source = resolve_detector(method, backbone, data, model, run)
+    config, source = resolve_detector(method, backbone, data, model, augment, run)
     assert data.manifest is not None
     run = replace(run, out=run.out or Path("runs") / f"{data.manifest.stem}-boundaries-{method}")
     out = run.out

@@ -34,10 +34,15 @@ from timegrain.models.hub import EncoderConfig, VideoEncoder
 from timegrain.models.weights import find_encoder
 from timegrain.sampling import ClipSpec
 from timegrain.tasks.boundary_config import BoundaryDataConfig, DetectorConfig
-from timegrain.tasks.config import TrainingConfig
+from timegrain.tasks.config import TrainingConfig, refuse_ignored
 from timegrain.tasks.setup import Schedule, free_workers, is_first_process, length_of
 
 Training = Literal["frozen", "finetune"]
+# The whole picture, colours and sides as they are: the PC baseline trains without augmentation.
+AS_IT_IS = AugmentConfig(
+    crop_sampler="whole", flip_probability=0.0, jitter_probability=0.0, grayscale_probability=0.0,
+    blur_probability=(0.0, 0.0), solarize_probability=(0.0, 0.0),
+)  # fmt: skip
 _TEST_SPLITS = ("val", "valnew", "test")
 _STRETCH = 100  # candidates of a stretch of tcn: 10 s at 30 frames a second and every third
 
@@ -63,7 +68,12 @@ def choose_split(manifest: Manifest, split: str | None) -> str | None:
 
 
 def resolve_detector(
-    method: Method, training: Training, data: BoundaryDataConfig, model: DetectorConfig, run: TrainingConfig
+    method: Method,
+    training: Training,
+    data: BoundaryDataConfig,
+    model: DetectorConfig,
+    augment: AugmentConfig,
+    run: TrainingConfig,
 ) -> tuple[BoundaryConfig, VideoEncoder | None]:
     """Everything left open, from the weights and the method.
 
@@ -73,6 +83,11 @@ def resolve_detector(
     Raises:
         ValueError: The settings contradict each other or the weights.
     """
+    if training == "frozen":
+        because = "features of a frozen backbone are computed once, from pictures as they are"
+        refuse_ignored("augment", augment, vars(augment), because, AS_IT_IS)
+    if method in ("tcn", "bmn") and model.pooling is not None:
+        raise ValueError(f"--model.pooling is of the methods window and pc; {method} pools nothing")
     source: VideoEncoder | None = None
     known = EncoderConfig()
     backbone, options = model.backbone, dict(model.options)

@@ -1,4 +1,4 @@
-"""What training on labelled videos can be told: rooms of the commands finetune, probe linear and probe attentive."""
+"""What training on labelled videos can be told: rooms of finetune, probe linear, attentive and vidsitu."""
 
 from __future__ import annotations
 
@@ -46,6 +46,39 @@ class LabelledDataConfig:
             self, "data",
             {"num_frames": 1, "stride": 1, "crop_size": 1, "batch_size": 1, "workers": 0, "max_failure_share": 0},
         )  # fmt: skip
+
+
+@dataclass
+class EventData:
+    """Which events, and how they are seen.
+
+    Args:
+        manifest: From `timegrain prepare vidsitu`, or from `timegrain eventworld` with five events a video.
+        split_train: Rows to learn from.
+        split_test: Rows to score; only the validation split's verbs are published.
+        num_frames: Frames of an event's clip; by default those of the weights' long clip, without weights 16.
+        stride: Source frames from one to the next; by default that of the weights, without weights 4.
+        crop_size: In pixels; by default that of the weights, without weights 224.
+        num_crops: Crops of a test clip along the longer side, 1 or 3.
+        batch_size: Events per step and process; in a test, clips that go through the network at once.
+        workers: Processes that decode; null is one fewer than there are cores, 0 decodes in the main process.
+        max_failure_share: Stop when more than this share of the videos failed to decode during training.
+    """
+
+    manifest: Path
+    split_train: str = "train"
+    split_test: str = "val"
+    num_frames: int | None = None
+    stride: int | None = None
+    crop_size: int | None = None
+    num_crops: Literal[1, 3] = 1
+    batch_size: int = 16
+    workers: int | None = None
+    max_failure_share: float = 0.01
+
+    def __post_init__(self) -> None:
+        sizes = dict.fromkeys(("num_frames", "stride", "crop_size", "batch_size"), 1)
+        check_smallest(self, "data", sizes | {"workers": 0, "max_failure_share": 0})
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -28,6 +28,24 @@ def check_smallest(config: Any, group: str, smallest: Mapping[str, int]) -> None
         value = getattr(config, name)
         if value is not None and not value >= least:
             raise ValueError(f"--{group}.{name} must be at least {least}, got {value}")
+
+
+def refuse_ignored(room: str, config: Any, names: Iterable[str], because: str, default: Any = None) -> None:
+    """Refuse settings that mean nothing here, instead of ignoring them; what is left as it was is nobody's wish.
+
+    Args:
+        room: Name of the dataclass's option, such as ``classifier``.
+        config: The dataclass.
+        names: Its fields that mean nothing here.
+        because: Why, for people.
+        default: What the command has where nothing is said; by default the dataclass's own.
+
+    Raises:
+        ValueError: One of them was set.
+    """
+    default = type(config)() if default is None else default
+    if ignored := [f"--{room}.{name}" for name in names if getattr(config, name) != getattr(default, name)]:
+        raise ValueError(f"{' and '.join(ignored)} cannot be given here: {because}")
 
 
 @dataclass

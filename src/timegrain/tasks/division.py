@@ -56,6 +56,10 @@ def choose_videos(
     splits = usable.column("split").to_pylist()
     if hold_out is not None and not 0 < hold_out < 1:
         raise ValueError(f"hold_out is a share of the videos, between 0 and 1; got {hold_out}")
+    if hold_out is not None and split_test != "test":
+        raise ValueError(
+            f"--hold-out tests on a part of the training videos, so --split-test {split_test} means nothing"
+        )
     if hold_out is not None:
         wanted = {split_train} if split_train in splits else set(splits)
     else:

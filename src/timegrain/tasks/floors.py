@@ -66,7 +66,9 @@ def floors_gebd(
         ValueError: A file is malformed, or the spacing is not between 0 and 1.
     """
     videos = read_boundary_truth(ground_truth, missing)
-    trained = None if train is None or spacing is not None else read_boundary_truth(train, missing)
+    if train is not None and spacing is not None:
+        raise ValueError("--train is what a spacing is found on, --spacing is one that is given: choose one of them")
+    trained = None if train is None else read_boundary_truth(train, missing)
     rows = gebd_rows(videos, missing, trained, spacing)
     _show("gebd", f"Kinetics-GEBD, {missing} program", rows, GEBD_COLUMNS, json)
 

@@ -32,7 +32,7 @@ from timegrain.report.results import Result, Row, method_name, write_result
 from timegrain.sampling import ClipSpec
 from timegrain.tasks.classification import TRAINED, ClassificationTask, bare_encoder
 from timegrain.tasks.classifier_config import BackboneConfig, ClassifierConfig, EvaluationConfig, LabelledDataConfig
-from timegrain.tasks.config import TrainingConfig
+from timegrain.tasks.config import TrainingConfig, refuse_ignored
 from timegrain.tasks.multiview import score_views, view_logits, write_view_logits
 from timegrain.tasks.resuming import go_on
 from timegrain.tasks.run_folder import Scoring, open_run, set_aside_result
@@ -100,6 +100,7 @@ def run_splits(task: Task, settings: Settings, json: bool) -> None:
     if settings.weights is None and task != "fine-tune":
         raise ValueError(f"a {task} needs --weights; random weights are probed beside them anyway")
     task = "from scratch" if settings.weights is None else task
+    _refuse_ignored(task, settings.classifier)
     everything = Manifest.open(source)
     out = settings.run.out or Path("runs") / f"{source.stem}-{COMMANDS[task].replace(' ', '-')}"
     numbers: list[int | None] = list(settings.split) if settings.split else [None]
@@ -267,12 +268,34 @@ def _resolve(task: Task, settings: Settings, manifest: Manifest) -> tuple[Settin
     return replace(settings, data=data, model=model), encoder
 
 
+def _refuse_ignored(task: Task, classifier: ClassifierConfig) -> None:
+    if task == "attentive probe":
+        refuse_ignored("classifier", classifier, ["normalise"], "an attentive probe normalises its tokens by itself")
+        return
+    of_attention = ["num_blocks", "num_heads"]
+    refuse_ignored("classifier", classifier, of_attention, "only `timegrain probe attentive` has attention")
+    if task != "linear probe":
+        because = "random weights stand beside frozen ones, and here the whole network is trained"
+        refuse_ignored("classifier", classifier, ["random_weights"], because)
+
+
 def check_backbone(weights: str, config: EncoderConfig, model: BackboneConfig) -> None:
     """Refuse a network that is asked for beside weights of another."""
     if model.backbone not in ("auto", config.backbone):
         raise ValueError(
             f"{weights} has the backbone {config.backbone}, not {model.backbone}: leave out --model.backbone, or --weights "
             "to train that network from scratch"
+        )
+    check_options(weights, config, model.options, "--model.options")
+
+
+def check_options(weights: str, config: EncoderConfig, options: Mapping[str, Any], option: str) -> None:
+    """Refuse options of a network that are asked for beside weights of a network with others."""
+    theirs = config.backbone_options
+    other = [f"{key}: {theirs.get(key, 'not set')}" for key, value in options.items() if theirs.get(key) != value]
+    if other:
+        raise ValueError(
+            f"{option} is for a network from scratch; that of {weights} has {', '.join(other)}. Leave the option out"
         )
 
 

@@ -34,6 +34,7 @@ from timegrain.report.results import Result, Row, method_name, write_result
 from timegrain.sampling import ClipSpec
 from timegrain.tasks.config import TrainingConfig
 from timegrain.tasks.floor_rows import ava_rows
+from timegrain.tasks.labelled_runs import check_options
 from timegrain.tasks.localization_scoring import PEOPLE, LocalizationData, Scored, ToScore, score_localizer
 from timegrain.tasks.resuming import go_on
 from timegrain.tasks.run_folder import Scoring, open_run
@@ -125,7 +126,7 @@ def localize(
     *,
     data: LocalizationData,
     weights: str | None = None,
-    backbone: str = "r3d50",
+    backbone: str | None = None,
     backbone_options: dict[str, Any] | None = None,
     freeze: bool = False,
     dropout: float = 0.5,
@@ -149,7 +150,7 @@ def localize(
         data: Which key frames, and who is in them.
         weights: Encoder to start from: a .safetensors file, a run's folder, or OWNER/NAME on the Hub. Without it the
             backbone starts from random weights.
-        backbone: Without `weights`: which backbone.
+        backbone: Without `weights`: which backbone, by default r3d50. With them it is theirs.
         backbone_options: Without `weights`: its options.
         freeze: Train the classifier only.
         dropout: Before the classifier.
@@ -168,13 +169,16 @@ def localize(
     assert out is not None
     if tested.people is None and is_first_process() and (run.restart or not (out / PEOPLE).exists()):
         person_detector(data.detector_weights)  # what is wrong with it is said here, not after the training
-    options = {"backbone": backbone, "backbone_options": backbone_options or {}, "freeze": freeze, "dropout": dropout}
+    trained = find_encoder(weights) if weights else None
+    network = _network(weights, trained, backbone, backbone_options or {})
+    options = {
+        "backbone": network.backbone, "backbone_options": dict(network.backbone_options), "freeze": freeze,
+        "dropout": dropout,
+    }  # fmt: skip
     known = {"data": data, "weights": weights, **options, "augment": augment, "optim": optim, "run": run}
     resume = open_run(out, known, "localize", SCORINGS)
     seed_everything(run.seed, verbose=False)
-    encoder = (
-        find_encoder(weights) if weights else VideoEncoder(EncoderConfig(backbone, backbone_options or {}, heads=()))
-    )
+    encoder = trained or VideoEncoder(network)
     localizer = ActionLocalizer(encoder, len(names), dropout=dropout)
     train = manifest.select(split=data.split_train)
     spec = ClipSpec(data.num_frames, data.stride)
@@ -209,6 +213,22 @@ def localize(
         print(
             json_module.dumps({"result": asdict(result), "ap": found.scores["ap"]}) if json else found.said(result, out)
         )
+
+
+def _network(
+    weights: str | None, trained: VideoEncoder | None, backbone: str | None, options: dict[str, Any]
+) -> EncoderConfig:
+    """Which network: that of the weights, which nothing may contradict, or the one asked for."""
+    if weights is None or trained is None:
+        return EncoderConfig(backbone or "r3d50", options, heads=())
+    config = trained.config
+    if backbone not in (None, config.backbone):
+        raise ValueError(
+            f"{weights} has the backbone {config.backbone}, not {backbone}: leave out --backbone, or --weights to begin "
+            "with random ones"
+        )
+    check_options(weights, config, options, "--backbone-options")
+    return config
 
 
 def _result(

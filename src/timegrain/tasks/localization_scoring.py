@@ -130,6 +130,10 @@ class ToScore:
         frames = key_frames(test, list(names))
         if not frames:
             raise ValueError(f"{data.manifest} has no key frame inside a video of {data.split_test!r}")
+        if data.people is not None and data.detector_weights is not None:
+            raise ValueError(
+                "--data.people names the people, --data.detector_weights is for detecting them: give one of both"
+            )
         if data.people is None and data.detector_weights is not None and not data.detector_weights.is_file():
             raise FileNotFoundError(f"file not found: {data.detector_weights} (--data.detector_weights)")
         return cls(test, frames, read_people(data.people) if data.people is not None else None)

@@ -37,7 +37,7 @@ def probe_linear(
         weights: A .safetensors file, the folder of a pre-training run, or OWNER/NAME on the Hugging Face Hub.
         split: Which of the benchmark's own divisions to train and test on, such as 1 2 3; their mean is the result.
         data: Which videos and clips.
-        classifier: What stands on the features; num_blocks and num_heads are not used.
+        classifier: What stands on the features; num_blocks and num_heads are those of `probe attentive`.
         augment: How training clips are changed; crop and flip by default.
         optim: Optimiser; learning rates are in the mean-loss convention.
         run: How long, on what, where to.
@@ -75,7 +75,7 @@ def probe_attentive(
         weights: A .safetensors file, the folder of a pre-training run, or OWNER/NAME on the Hugging Face Hub.
         split: Which of the benchmark's own divisions to train and test on, such as 1 2 3; their mean is the result.
         data: Which videos and clips.
-        classifier: What stands on the features; normalise is not used.
+        classifier: What stands on the features; normalise is that of `probe linear`.
         augment: How training clips are changed; crop and flip by default.
         optim: Optimiser; learning rates are in the mean-loss convention.
         run: How long, on what, where to.

@@ -86,6 +86,8 @@ def plan(
         raise ValueError(f"--seconds {seconds:g}: more than 0 are needed")
     card = _card(gpu)
     before = run.devices * run.num_nodes * data.batch_size
+    if card is None and gpus is not None and gpus > 1:
+        raise ValueError(f"--gpus {gpus}: a plan for a CPU is one of a single process; name the GPU with --gpu")
     run = replace(_spread(run, gpus if card else 1), accelerator="cuda" if card else "cpu")
     rooms = Rooms(data, model, objective, augment, optim, run)
     rooms, manifest, videos = _complete(rooms, num_videos)

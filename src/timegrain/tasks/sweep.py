@@ -126,6 +126,8 @@ def sweep(
     jobs = plan_jobs(plan, out)
     if job is not None and not 0 <= job < len(jobs):
         raise ValueError(f"there is no job {job}; {file} has {len(jobs)}, numbered 0 to {len(jobs) - 1}")
+    if slurm and job is not None:
+        raise ValueError("--slurm writes a script for all jobs, --job runs one of them: choose one of the two")
     if slurm:
         print(_write_array(out, jobs))
         return

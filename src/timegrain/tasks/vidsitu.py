@@ -8,7 +8,7 @@ from __future__ import annotations
 import json as json_module
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,8 +37,8 @@ from timegrain.progress import track
 from timegrain.report.results import Result, Row, method_name, write_result
 from timegrain.sampling import ClipSpec
 from timegrain.tasks.classification import TRAINED, ClassificationTask, bare_encoder
-from timegrain.tasks.classifier_config import BackboneConfig
-from timegrain.tasks.config import TrainingConfig, check_smallest
+from timegrain.tasks.classifier_config import BackboneConfig, EventData
+from timegrain.tasks.config import TrainingConfig, refuse_ignored
 from timegrain.tasks.labelled_runs import SCRATCH_NAMES, check_backbone
 from timegrain.tasks.resuming import go_on
 from timegrain.tasks.run_folder import Scoring, open_run
@@ -54,40 +54,9 @@ from timegrain.tasks.verb_scoring import (
 )
 
 SCORING = Scoring(frozenset({"data.split_test", "data.num_crops"}), ("predictions.pkl", "result.json"))
+_PROBE_OPTIM = OptimConfig(name="reference_sgd", learning_rate=0.5, weight_decay=0.0)
+_PROBE_RUN = TrainingConfig(epochs=100)
 Table = np.ndarray[Any, np.dtype[np.float32]]
-
-
-@dataclass
-class EventData:
-    """Which events, and how they are seen.
-
-    Args:
-        manifest: From `timegrain prepare vidsitu`, or from `timegrain eventworld` with five events a video.
-        split_train: Rows to learn from.
-        split_test: Rows to score; only the validation split's verbs are published.
-        num_frames: Frames of an event's clip; by default those of the weights' long clip, without weights 16.
-        stride: Source frames from one to the next; by default that of the weights, without weights 4.
-        crop_size: In pixels; by default that of the weights, without weights 224.
-        num_crops: Crops of a test clip along the longer side, 1 or 3.
-        batch_size: Events per step and process; in a test, clips that go through the network at once.
-        workers: Processes that decode; null is one fewer than there are cores, 0 decodes in the main process.
-        max_failure_share: Stop when more than this share of the videos failed to decode during training.
-    """
-
-    manifest: Path
-    split_train: str = "train"
-    split_test: str = "val"
-    num_frames: int | None = None
-    stride: int | None = None
-    crop_size: int | None = None
-    num_crops: Literal[1, 3] = 1
-    batch_size: int = 16
-    workers: int | None = None
-    max_failure_share: float = 0.01
-
-    def __post_init__(self) -> None:
-        sizes = dict.fromkeys(("num_frames", "stride", "crop_size", "batch_size"), 1)
-        check_smallest(self, "data", sizes | {"workers": 0, "max_failure_share": 0})
 
 
 def probe_vidsitu(
@@ -99,8 +68,8 @@ def probe_vidsitu(
     random_seeds: int = 1,
     pixels: bool = True,
     augment: AugmentConfig = CROP_AND_FLIP,
-    optim: OptimConfig = OptimConfig(name="reference_sgd", learning_rate=0.5, weight_decay=0.0),  # noqa: B008
-    run: TrainingConfig = TrainingConfig(epochs=100),  # noqa: B008
+    optim: OptimConfig = _PROBE_OPTIM,
+    run: TrainingConfig = _PROBE_RUN,
     json: bool = False,
 ) -> None:
     """Score VidSitu's verbs by a linear layer on frozen features of each event, beside floors.
@@ -131,9 +100,17 @@ def probe_vidsitu(
     if mode == "sgd":
         if features == "dense":
             raise ValueError("--mode sgd trains on augmented clips of each event; --features dense needs --mode exact")
+        if random_seeds > 1:
+            raise ValueError(
+                "--random-seeds is for --mode exact; --mode sgd trains no random networks beside the weights"
+            )
         options = {"weights": weights, "mode": mode}
         _train(encoder, data, options, 0.0, True, augment, optim, run, "linear probe", weights, json)
         return
+    because = "--mode exact trains nothing by steps; --mode sgd does"
+    refuse_ignored("augment", augment, vars(augment), because, CROP_AND_FLIP)
+    refuse_ignored("optim", optim, vars(optim), because, _PROBE_OPTIM)
+    refuse_ignored("run", run, ["steps", "epochs", "warmup_steps", "warmup_epochs", "accumulate"], because, _PROBE_RUN)
     started = time.time()
     data, out, train, tested = _open(data, encoder.config, run)
     events = VideoEvents.of(train), VideoEvents.of(tested)
