@@ -121,7 +121,7 @@ class FrameStoreReader(KnownFramesReader):
         except VideoError:
             self._file.close()
             raise
-        except (ValueError, KeyError, TypeError, struct.error, OSError) as error:
+        except (ValueError, KeyError, TypeError, ArithmeticError, struct.error, OSError) as error:
             self._file.close()
             raise VideoError(path, "not a whole frame store; write it again with `timegrain prepare`") from error
 
