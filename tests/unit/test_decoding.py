@@ -29,6 +29,7 @@ from timegrain.data import pixels, torchcodec_reader
 from timegrain.data.decoding import Crop, VideoError, open_video, probe, short_reason
 from timegrain.data.pyav_reader import PyAVReader
 from timegrain.data.streams.known import KNOWN
+from timegrain.data.streams.mpeg import MPEG12
 from timegrain.data.streams.source import PacketSource
 
 # ---- the plainest possible way to the same frames -------------------------------------------------------------------
@@ -395,6 +396,19 @@ def test_parameters_that_change_on_the_way(codec: str, suffix: str, tmp_path: Pa
     with open_video(path) as reader:
         assert reader._index.reason == "the stream changes its parameters"
         np.testing.assert_array_equal(pictures(reader.frames([40]))[0], played[40])
+
+
+def test_pictures_that_bring_matrices_for_later_ones_are_not_left_out() -> None:
+    """MPEG-2's quantiser matrices count up to the next sequence header, also those that come with a B picture."""
+    for extension, may_drop in (0x80, True), (0x30, False):
+        parser = MPEG12(b"")
+        for kind, header in (
+            (0x08, b"\0\0\1\xb3abcd"),
+            (0x10, b""),
+            (0x18, bytes([0, 0, 1, 0xB5, extension, 0, 3, 0])),
+        ):
+            parser.read(memoryview(header + bytes([0, 0, 1, 0, 0, kind, 255]) + b"\0\0\1\1"))
+        assert parser.may_drop == may_drop
 
 
 def test_wrong_order_is_noticed(folder: Path) -> None:

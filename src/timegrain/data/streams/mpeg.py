@@ -122,6 +122,8 @@ class MPEG12(_Bidirectional):
                 extension = unit[1] >> 4
                 if extension == 8 and unit[3] & 3 != 3:
                     raise Unsettled("coded in fields")
+                if extension == 3:  # quantiser matrices, which later pictures use as well
+                    self.may_drop = False
                 if extension in (1, 2, 5):  # sequence, display, scalable
                     self._check_header(extension, bytes(unit).rstrip(b"\0"))
         if kind not in ("I", "P", "B"):
