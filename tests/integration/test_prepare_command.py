@@ -99,6 +99,9 @@ def test_coverage_and_missing_list(tmp_path, clip, capsys):
     assert coverage["classes"] == ["bend", "jump high"]
     assert coverage_lines(coverage)[1] == f"{expected} m.missing.csv"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["annotations", "m.missing.csv", "m.parquet", "videos"]
+    _, again, said = run(capsys, "kinetics400", videos, "--annotations", annotations, "--out", out)
+    assert again == text
+    assert "2 of 3 videos were done before" in said
 
 
 def test_the_uncut_video_is_not_taken_for_a_clip(tmp_path, clip, capsys):

@@ -84,7 +84,7 @@ def test_a_broken_source_leaves_nothing(tmp_path):
 
 
 @pytest.mark.multiprocess
-def test_many_files_are_written_once(tmp_path):
+def test_many_files_are_written_once(tmp_path, capsys):
     folder, media = tmp_path / "videos", tmp_path / "media"
     paths = [make_video(folder / "x" / f"{name}.mp4", moving_square(20, seed=seed)) for seed, name in enumerate("ab")]
     paths.append(make_video(folder / "x" / "a.mkv", moving_square(21)))
@@ -101,7 +101,9 @@ def test_many_files_are_written_once(tmp_path):
     (media / "x" / ".c.123.part.mp4").write_bytes(b"left by a killed worker")
     make_video(paths[1], moving_square(25, seed=5))  # changed
     Path(rows[2]["path"]).unlink()  # lost
+    assert "done before" not in capsys.readouterr().err
     again = convert_files(paths, folder, media, Encoding(32), 1)
+    assert "1 of 3 videos were done before" in capsys.readouterr().err
     assert [row["num_frames"] for row in again] == [20, 25, 21]
     kept = [path for path, time in written.items() if path.stat().st_mtime_ns == time]
     assert kept == [media / "x" / "a.mp4.mp4"]

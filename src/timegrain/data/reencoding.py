@@ -25,7 +25,7 @@ import numpy.typing as npt
 from timegrain.data.decoding import VideoError, VideoReader, open_video
 from timegrain.data.frame_store import EXTENSION, FrameStoreWriter
 from timegrain.data.isolated import Failure, run_isolated
-from timegrain.data.journal import Journal
+from timegrain.data.journal import Journal, say_done_before
 from timegrain.data.probing import Row, probe_file
 from timegrain.files import atomic_path
 from timegrain.progress import track
@@ -188,6 +188,7 @@ def convert_files(
                 rows[source] = entry["row"]
             else:
                 todo.append(Conversion(source, str(target), encoding))
+        say_done_before(len(rows), len(paths))
 
         def limit(item: Conversion) -> float:
             return _LIMIT_SECONDS + states[item.source][0] / _SLOWEST

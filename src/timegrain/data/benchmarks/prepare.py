@@ -16,6 +16,7 @@ from timegrain.data.benchmarks.kinetics import read_kinetics
 from timegrain.data.benchmarks.ucf_hmdb import read_hmdb51, read_ucf101
 from timegrain.data.benchmarks.vidsitu import read_vidsitu
 from timegrain.data.coverage import coverage_lines
+from timegrain.data.journal import say_done_before
 from timegrain.data.manifest import Manifest
 from timegrain.data.packing import pack_rows
 from timegrain.data.probing import TIME_LIMIT_SECONDS, Row, check_work, forget_progress, probe_files
@@ -134,7 +135,8 @@ def prepare(
     found, missing, notes = join(content, VideoFiles(videos))
     paths = sorted({path for _, path in found}, key=lambda path: path.parts)
     if encoding is None:
-        probed, _ = probe_files(paths, out, workers, time_limit, restart)
+        probed, num_known = probe_files(paths, out, workers, time_limit, restart)
+        say_done_before(num_known, len(paths))
     else:
         media = (media or out.with_name(f"{out.stem}_{encoding.name}")).absolute()
         probed = convert_files(paths, Path(os.path.abspath(videos)), media, encoding, workers, restart)
