@@ -23,6 +23,8 @@ from timegrain.data.manifest import Manifest
 from timegrain.models.boundary import BoundaryConfig, BoundaryDetector, save_detector
 from timegrain.models.hub import EncoderConfig, VideoEncoder, save_weights
 
+pytestmark = pytest.mark.multiprocess
+
 NUM_VIDEOS = 6  # one of them broken
 BROKEN = "v2.mp4"
 
