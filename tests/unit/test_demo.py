@@ -169,6 +169,12 @@ def test_the_page_stands_alone_and_says_what_the_numbers_say(world: Path, tmp_pa
         assert f">{name}<" in page
 
 
+def test_a_seed_that_training_refuses_is_refused_before_videos_are_made(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("timegrain.demo.write_world", None)
+    with pytest.raises(ValueError, match="--seed must be at least 0, got -1"):
+        demo(out=tmp_path, seed=-1)
+
+
 def test_the_quick_demo_and_the_whole_one_share_a_folder(tmp_path: Path, monkeypatch):
     """Their worlds have other sizes, so neither can take the other's."""
     made: list[Path] = []

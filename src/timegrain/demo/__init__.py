@@ -55,7 +55,12 @@ def demo(
         pyramid: Also train four levels at once, one model for all granularities: a quarter more time.
         seed: Of the first world; others follow.
         json: Print the results as one JSON object.
+
+    Raises:
+        ValueError: The seed is negative.
     """
+    if seed < 0:  # the trainings would refuse it, after the videos are made
+        raise ValueError(f"--seed must be at least 0, got {seed}")
     started = time.time()
     num_train, num_test, steps = (320, 160, 120) if quick else (600, 400, 170)
     size = "quick-" if quick else ""  # both may go into one folder, each with worlds and jobs of its own
