@@ -73,17 +73,20 @@ class Job:
 
 
 FIND = Job(("boundaries", "find", "videos", "--weights=encoder0.safetensors", "--device=cpu"), "b.csv")
-CHANGE = Job(("floors", "change", "videos", "--workers=1"), "c.pkl")
-CUTS = Job(("floors", "scenedetect", "videos", "--workers=1"), "s.json")
+CHANGE = Job(("floors", "change", "videos", "--workers=1", "--time-limit=600"), "c.pkl")
+CUTS = Job(("floors", "scenedetect", "videos", "--workers=1", "--time-limit=600"), "s.json")
 JOBS = {
     "find": FIND,
     "find with a detector": Job(
         ("boundaries", "find", "videos", "--weights=detector.safetensors", "--device=cpu"), "b.json"
     ),
     "change": CHANGE,
-    "check": Job(("manifest", "check", "m.parquet", "--workers=1"), "checked.parquet"),
+    "check": Job(("manifest", "check", "m.parquet", "--workers=1", "--time-limit=600"), "checked.parquet"),
     "shards": Job(
-        ("manifest", "shards", "s0.tar", "s1.tar", "s2.tar", "--workers=1"), "t.parquet", 3, names_broken=False
+        ("manifest", "shards", "s0.tar", "s1.tar", "s2.tar", "--workers=1", "--time-limit=600"),
+        "t.parquet",
+        3,
+        names_broken=False,
     ),
 }
 
@@ -253,7 +256,7 @@ def test_check_looks_again_where_training_would_read_other_frames(capsys):
 
 
 def test_the_manifest_itself_may_be_checked_and_replaced(capsys):
-    words = ["manifest", "check", "m.parquet", "--workers=1"]
+    words = ["manifest", "check", "m.parquet", "--workers=1", "--time-limit=600"]
     interrupt(words, 3)
     assert main(words) == 0
     assert "3 of 6 videos were done before" in capsys.readouterr().err
