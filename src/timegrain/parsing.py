@@ -42,10 +42,11 @@ def run(command: Callable[..., Any], name: str, arguments: Sequence[str]) -> Any
     """
     parameters = list(inspect.signature(command).parameters.values())
     words = prepare(arguments, parameters, takes_config(command))
-    _check_configs(words)
+    files = _check_configs(words)
 
     class Parser(_Parser):
         command_name = name
+        config_files = files
         required_options = tuple(parameter.name for parameter in parameters if parameter.default is parameter.empty)
         config_first = takes_config(command)
 
@@ -60,8 +61,9 @@ def run(command: Callable[..., Any], name: str, arguments: Sequence[str]) -> Any
     )
 
 
-def _check_configs(words: Sequence[str]) -> None:
-    """Refuse a file that is no configuration in words that name it, which the parser's do not."""
+def _check_configs(words: Sequence[str]) -> tuple[Path, ...]:
+    """The configuration files; one that is none is refused in words that name it, which the parser's do not."""
+    files = []
     for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
         option, _, value = word.partition("=")
         file = Path(value or following)
@@ -73,6 +75,14 @@ def _check_configs(words: Sequence[str]) -> None:
             raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(values, dict | None):
             raise ValueError(f"{file} holds no options; `--print_config` writes a file that does")
+        files.append(file)
+    return tuple(files)
+
+
+def _written_for(file: Path) -> str:
+    """The command that a configuration's comments show, as those of shipped ones and of runs do; empty without one."""
+    shown = re.search(r"^#.*?\btimegrain ([a-z]+(?: [a-z]+)?) (?:--config|\S+\.yaml)", file.read_text(), re.MULTILINE)
+    return shown[1] if shown else ""
 
 
 def takes_config(command: Callable[..., Any]) -> bool:
@@ -165,6 +175,7 @@ class _Parser(ArgumentParser):
     """A parser whose complaints are one message, and whose usage line fits on a line."""
 
     command_name = ""
+    config_files: tuple[Path, ...] = ()
     required_options: tuple[str, ...] = ()
     config_first = False
 
@@ -195,6 +206,10 @@ class _Parser(ArgumentParser):
         close = [match for word in words for match in difflib.get_close_matches(word, known, n=1)]
         hint = f" Did you mean --{close[0]}?" if close else ""
         name = self.command_name
+        own = {"", name, *(["pretrain"] if name in ("plan", "bench") else [])}  # those take what it takes
+        others = [(file, other) for file in self.config_files if (other := _written_for(file)) not in own]
+        if others and "accept" in message:
+            hint = f". {others[0][0]} is a configuration of `timegrain {others[0][1]}`"
         print(f"timegrain {name}: error: {message.strip()}{hint}\nSee `timegrain {name} --help`.", file=sys.stderr)
         raise SystemExit(2)
 

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 from jsonargparse import capture_parser
@@ -145,3 +146,18 @@ def test_a_configuration_that_is_none_is_one_message_with_its_name(words, conten
     assert message in first
     assert "c.yaml" in first
     assert rest in ([], [f"See `timegrain {words[0]} --help`."])
+
+
+@pytest.mark.parametrize(
+    ("command", "file", "hint"),
+    [
+        ("plan", "probe/ucf101_teg_fg.yaml", "is a configuration of `timegrain probe linear`"),
+        ("bench VIDEOS --config", "boundaries/gebd_pc.yaml", "is a configuration of `timegrain boundaries train`"),
+        ("finetune --config", "pretrain/k400_teg_fg_200ep.yaml", "is a configuration of `timegrain pretrain`"),
+    ],
+)
+def test_a_configuration_of_another_command_is_named(command, file, hint, capsys):
+    path = Path(__file__).parents[2] / "configs" / file
+    with pytest.raises(SystemExit):
+        main([*command.split(), str(path)])
+    assert f"{path} {hint}" in capsys.readouterr().err
