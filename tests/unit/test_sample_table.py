@@ -67,3 +67,10 @@ def test_all_at_once_is_one_by_one(extradata: bytes, packets: list[bytes], befor
     assert (headers.order, headers.may_drop) == (parser.order, parser.may_drop)
     for name, column in (("shown", "shown"), ("start", "start"), ("disposable", "disposable"), ("place", "places")):
         assert [getattr(picture, name) for picture in expected] == getattr(headers, column).tolist(), name
+
+
+def test_a_damaged_number_of_edits_is_not_believed() -> None:
+    pause = bytes(4) + b"\xff\xff\xff\xff\0\1\0\0"
+    sample_table._check_edits(memoryview(bytes(7) + b"\1" + pause))
+    with pytest.raises(sample_table._Unusual):
+        sample_table._check_edits(memoryview(bytes(7) + b"\2" + pause))

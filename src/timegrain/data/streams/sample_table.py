@@ -143,6 +143,8 @@ def _check_edits(box: memoryview) -> None:
     """One edit, perhaps after a pause: with more of them packets may be left out or come twice."""
     width = 8 if box[0] == 1 else 4  # of durations and times
     count, size = int.from_bytes(box[4:8], "big"), 2 * width + 4
+    if len(box) != 8 + count * size:  # a damaged count may be billions
+        raise _Unusual
     times = [box[at + width : at + 2 * width] for at in range(8, 8 + count * size, size)]
     if not times or any(bytes(time) != b"\xff" * width for time in times[:-1]):
         raise _Unusual
