@@ -56,9 +56,9 @@ def test_loading_and_training_on_one_cpu():
 
 def test_the_stated_costs_are_those_of_the_speed_table():
     loading = stated_loading(PAPER, contained=True)
-    assert loading.seconds == pytest.approx((0.0912, 0.1492))
+    assert loading.seconds == pytest.approx((0.0863, 0.1459))
     assert "RESULTS.md" in loading.source
-    assert store_seconds(PAPER) == pytest.approx(0.0255)
+    assert store_seconds(PAPER) == pytest.approx(0.0207)
     apart = stated_loading(PAPER, contained=False)
     assert apart.seconds[0] > loading.seconds[0]
     assert stated_loading((ClipSpec(1, 1),), contained=True).seconds[0] < loading.seconds[0] / 10

@@ -14,9 +14,9 @@ Range = tuple[float, float]
 # CPU time of one sample to uint8 clips, milliseconds on one core of an AMD EPYC (Zen 3): benchmarks/RESULTS.md, "sample to
 # uint8", TimeGrain's rows, a TeG sample (32 x 4 and 16 x 2) at 224 pixels from 340 x 256 H.264.
 SOURCE = "benchmarks/RESULTS.md, 340 x 256 H.264 on a core of an AMD EPYC (Zen 3)"
-_OFTEN_MS, _OFTEN_FRAMES = 91.2, 125 + 6  # key frames every 12: half a group is decoded in front of the span
-_RARE_MS, _RARE_FRAMES = 149.2, 125 + 75  # key frames every 150
-FRAME_STORE_MS = 25.5  # of 48 JPEGs
+_OFTEN_MS, _OFTEN_FRAMES = 86.3, 125 + 6  # key frames every 12: half a group is decoded in front of the span
+_RARE_MS, _RARE_FRAMES = 145.9, 125 + 75  # key frames every 150
+FRAME_STORE_MS = 20.7  # of 48 JPEGs
 _STORE_FRAMES = 48
 
 
