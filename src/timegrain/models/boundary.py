@@ -22,11 +22,10 @@ from torch.nn import functional as F
 
 from timegrain.files import atomic_path
 from timegrain.models.boundary_heads import BoundaryMatching, Pooling, TemporalConvolutions, WindowHead
-from timegrain.models.hub import BACKBONES, EncoderConfig, build_backbone, check_tensors, read_safetensors
+from timegrain.models.hub import BACKBONES, DETECTOR_KEY, EncoderConfig, build_backbone, check_tensors, read_safetensors
 
 Method = Literal["window", "pc", "tcn", "bmn"]
 
-METADATA_KEY = "timegrain_boundaries"
 FRAME_BACKBONES = ("resnet50", "pixels")
 _PIXEL_SIDE = 8
 
@@ -244,12 +243,12 @@ def save_detector(detector: BoundaryDetector, path: str | os.PathLike[str]) -> N
         raise ValueError(f"cannot save {path}: the configuration is not plain JSON: {error}") from error
     tensors = {name: t.detach().cpu().contiguous() for name, t in detector.state_dict().items()}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt", METADATA_KEY: config})
+        save_file(tensors, temporary, metadata={"format": "pt", DETECTOR_KEY: config})
 
 
 def is_detector(path: str | os.PathLike[str]) -> bool:
     """Whether a file holds a boundary detector, rather than an encoder or something else."""
-    return Path(path).is_file() and METADATA_KEY in read_safetensors(path, tensors=False)[0]
+    return Path(path).is_file() and DETECTOR_KEY in read_safetensors(path, tensors=False)[0]
 
 
 def load_detector(path: str | os.PathLike[str]) -> BoundaryDetector:
@@ -268,13 +267,13 @@ def load_detector(path: str | os.PathLike[str]) -> BoundaryDetector:
         if not file.exists():
             raise FileNotFoundError(f"{path} has no {file.name} yet: its training has not come that far")
     metadata, tensors = read_safetensors(file)
-    if METADATA_KEY not in metadata:
+    if DETECTOR_KEY not in metadata:
         raise ValueError(
             f"{file} holds no boundary detector. `timegrain boundaries train --model.weights {file}` trains one on its "
             "features; `timegrain boundaries find` uses features without training"
         )
     try:
-        config = BoundaryConfig.from_dict(json.loads(metadata[METADATA_KEY]))
+        config = BoundaryConfig.from_dict(json.loads(metadata[DETECTOR_KEY]))
         with torch.device("meta"):
             shadow = BoundaryDetector(config)
     except (TypeError, AttributeError, ValueError, RuntimeError) as error:

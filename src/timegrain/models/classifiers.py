@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from timegrain.files import atomic_path
+from timegrain.models.hub import CLASSIFIER_KEY
 
 Kind = Literal["linear", "attentive"]
-_METADATA_KEY = "timegrain_classifier"
 
 
 class LinearClassifier(nn.Module):
@@ -119,4 +119,4 @@ def save_classifier(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}
     text = json.dumps({"class_names": list(class_names), **settings})
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt", _METADATA_KEY: text})
+        save_file(tensors, temporary, metadata={"format": "pt", CLASSIFIER_KEY: text})

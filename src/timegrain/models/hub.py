@@ -40,6 +40,8 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
 }
 
 _METADATA_KEY = "timegrain_config"
+DETECTOR_KEY, CLASSIFIER_KEY = "timegrain_boundaries", "timegrain_classifier"  # of networks with an encoder inside
+_WITH_ENCODERS = {DETECTOR_KEY: "a boundary detector", CLASSIFIER_KEY: "a classifier"}
 
 
 def build_backbone(name: str, **options: Any) -> Backbone:
@@ -325,9 +327,11 @@ def _load(path: Path, config: Any = None) -> VideoEncoder:
     metadata, tensors = read_safetensors(path)
     if config is None:
         if _METADATA_KEY not in metadata:
-            raise ValueError(
-                f"{path} is a safetensors file, but not TimeGrain weights: no {_METADATA_KEY} in its metadata"
-            )
+            whole = [name for key, name in _WITH_ENCODERS.items() if key in metadata]
+            why = f"no {_METADATA_KEY} in its metadata"
+            if whole:
+                why = f"it holds {whole[0]}, which has no features to show; give those that its training began with"
+            raise ValueError(f"{path} is a safetensors file, but not TimeGrain weights of an encoder: {why}")
         config = _parse(metadata[_METADATA_KEY], path)
     try:
         if not isinstance(config, EncoderConfig):
