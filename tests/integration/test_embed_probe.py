@@ -20,10 +20,11 @@ from timegrain.data.manifest import Manifest
 from timegrain.data.probing import probe_file
 from timegrain.data.transforms import three_crops, to_model_input
 from timegrain.feature_files import list_videos
-from timegrain.feature_tables import read_features
+from timegrain.feature_tables import VideoFeatures, read_features
 from timegrain.inference import Embedder, load
 from timegrain.models.hub import EncoderConfig, VideoEncoder, save_weights
 from timegrain.report.results import read_result
+from timegrain.tasks import embed
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +209,22 @@ def test_similarity_draws_a_picture(weights, tmp_path, capsys):
     code, _, err = run(capsys, "similarity", video, "--weights", weights, "--out", tmp_path / "s.jpg")
     assert code == 2
     assert "must end in .png" in err
+
+
+def test_the_picture_of_a_long_video_has_at_most_600_moments():
+    rng = np.random.default_rng(0)
+    steps = rng.normal(size=(4000, 3)).astype(np.float32)
+    start = np.arange(4000) / 2
+    video = VideoFeatures("a.mp4", steps, start, start, start + 0.5, 2000.0, steps[:1], start[:1], start[:1], steps[0])
+    matrix, beginnings = embed._moments(video)
+    assert matrix.shape == (600, 600)
+    # Segment i covers the steps from i * 4000 // 600 up to the last that it touches.
+    means = np.stack([steps[i * 4000 // 600 : -(-(i + 1) * 4000 // 600)].mean(0) for i in range(600)])
+    unit = means / np.linalg.norm(means, axis=1, keepdims=True)
+    np.testing.assert_allclose(matrix, unit @ unit.T, atol=1e-5)
+    assert beginnings[[0, 1, 599]].tolist() == [0.0, 3.0, 1996.5]
+    short, _ = embed._moments(replace(video, features=steps[:50], start_seconds=start[:50]))
+    np.testing.assert_allclose(short, replace(video, features=steps[:50]).self_similarity(), atol=1e-6)
 
 
 # ---- probe --------------------------------------------------------------------------------------------------------

@@ -84,6 +84,7 @@ def test_one_command_gives_features_boundaries_pictures_and_a_page(weights, fold
     assert code == 0
     assert looked == {str(folder / name) for name in ("new.mp4", "notes.mp4")}  # a broken one may have been mended
     assert "5 videos, 0 boundaries; 1 could not be read" in text
+    assert len(list((out / "pictures").glob("*.png"))) == 5  # none of the earlier list is left
 
 
 def test_one_video_is_enough(weights, folder, tmp_path, capsys):

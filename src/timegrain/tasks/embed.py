@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from json import dumps
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
+import torch
 
+from timegrain.aggregation import aggregate
 from timegrain.data.location import file_name
+from timegrain.feature_tables import VideoFeatures
 from timegrain.files import atomic_path
 from timegrain.inference import ViewSettings, load
 from timegrain.report.figures import self_similarity
 from timegrain.report.frames import sample_frames
+
+_FRAMES = 10  # along a video's picture
+_MOST_MOMENTS = 600  # of a video's picture
 
 
 def embed(
@@ -90,7 +99,8 @@ def similarity(
 ) -> None:
     """Draw how alike the moments of a video are: its self-similarity matrix under its frames.
 
-    Squares along the diagonal are stretches that the encoder takes for one event; their corners are its boundaries.
+    Squares along the diagonal are stretches that the encoder takes for one event; their corners are its boundaries. Of a
+    long video neighbouring time steps are averaged, to 600.
 
     Example::
 
@@ -111,14 +121,45 @@ def similarity(
         raise ValueError(f"the picture must end in .png, not {out.name!r}")
     settings = ViewSettings(None if head == "none" else head, overlap, fps=fps)
     features = load(weights, device, batch_size).embed_with(video, settings, progress=True)
-    frames, _ = sample_frames(video, 10)
-    matrix = features.self_similarity()
-    picture = self_similarity(matrix, features.start_seconds, features.duration_seconds, frames, title=file_name(video))
+    picture = draw_similarity(features, video, title=file_name(video))
     with atomic_path(out) as temporary:
         temporary.write_bytes(picture)
     if json:
+        matrix, _ = _moments(features)
         off = matrix[~np.eye(len(matrix), dtype=bool)] if len(matrix) > 1 else matrix
-        facts = {"time_steps": len(matrix), "lowest": float(off.min()), "mean": float(off.mean())}
+        facts = {"time_steps": len(features.features), "lowest": float(off.min()), "mean": float(off.mean())}
         print(dumps({"out": str(out), "duration_seconds": features.duration_seconds, **facts}))
     else:
-        print(f"{out}: {len(matrix)} time steps over {features.duration_seconds:.1f} s")
+        print(f"{out}: {len(features.features)} time steps over {features.duration_seconds:.1f} s")
+
+
+def draw_similarity(
+    features: VideoFeatures, video: str, *, boundaries_seconds: Sequence[float] = (), title: str = ""
+) -> bytes:
+    """A video's self-similarity matrix under its frames, as PNG.
+
+    Args:
+        features: Of the video.
+        video: Where it is opened.
+        boundaries_seconds: Times to mark.
+        title: Above the picture.
+
+    Raises:
+        VideoError: Its frames cannot be read.
+    """
+    frames, _ = sample_frames(video, _FRAMES)
+    return self_similarity(
+        *_moments(features), features.duration_seconds, frames, boundaries_seconds=boundaries_seconds, title=title
+    )
+
+
+def _moments(features: VideoFeatures) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+    """Similarity (N, N) and beginnings (N,) of a video's time steps, averaged to at most 600.
+
+    A picture has no room for more, and the matrix of hours would fill the memory.
+    """
+    steps = len(features.features)
+    num = min(steps, _MOST_MOMENTS)
+    averaged = aggregate(torch.from_numpy(features.features)[None], num)[0].numpy()
+    first = np.arange(num) * steps // num
+    return replace(features, features=averaged).self_similarity(), features.start_seconds[first]

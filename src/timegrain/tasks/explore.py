@@ -18,14 +18,13 @@ from timegrain.feature_files import EmbeddedFiles, list_videos
 from timegrain.feature_tables import VideoFeatures, read_videos
 from timegrain.files import atomic_path
 from timegrain.inference import ViewSettings, load
-from timegrain.models.boundary import is_detector
 from timegrain.progress import track
-from timegrain.report.figures import Neighbours, cosine_matrix, nearest_neighbours, self_similarity
-from timegrain.report.frames import Picture, frames_at, sample_frames
+from timegrain.report.figures import Neighbours, nearest_neighbours
+from timegrain.report.frames import Picture, frames_at
 from timegrain.report.page import Cell, Section, Table, render_page
 from timegrain.tasks.boundary_find import as_values, write_found
+from timegrain.tasks.embed import draw_similarity
 
-_FRAMES = 10  # along a video's picture
 _QUERIES, _NEAREST = 6, 5  # of the picture of neighbours
 _ROWS = 1000  # of the page's table
 
@@ -88,19 +87,13 @@ def explore(
         json: Print one JSON object.
 
     Raises:
-        ValueError: No video can be read, or the weights are a boundary detector's.
+        ValueError: No video can be read, or the weights are no encoder's.
     """
     if num_pictures < 0:
         raise ValueError(f"num_pictures must be 0 or more, got {num_pictures}")
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out}: a file is there; give a folder")
-    file = Path(weights) / "weights.safetensors" if Path(weights).is_dir() else Path(weights)
-    if is_detector(file):
-        raise ValueError(
-            f"{weights} is a boundary detector, which has no features to show; give the encoder's weights, or use "
-            "`timegrain boundaries find` with the detector"
-        )
-    finding = FindSettings(window_seconds=window_seconds, prominence=prominence, overlap=overlap, fps=fps)
+    finding = FindSettings(window_seconds=window_seconds, prominence=prominence)
     settings = ViewSettings(overlap=overlap, fps=fps)
     paths = list_videos(videos)
     done = load(weights, device, batch_size).embed_files(paths, out / "features.parquet", settings)
@@ -110,6 +103,8 @@ def explore(
     shown_ones = _spread(done.num_videos, num_pictures)
     seen: list[_Seen] = []
     sections: list[Section] = []
+    for earlier in (out / "pictures").glob("[0-9]" * 5 + "-*.png"):  # of another list of videos, perhaps
+        earlier.unlink()
     for number, features in enumerate(track(read_videos(done.out), "pictures", total=done.num_videos)):
         video = _Seen(
             opened.get(features.path, features.path), boundaries_of(features, finding), features.video_feature
@@ -142,13 +137,9 @@ def _shown(video: _Seen, features: VideoFeatures, folder: Path, number: int) -> 
     """A video's part of the page; its picture is also written as a file."""
     found = video.found
     try:
-        frames, _ = sample_frames(video.path, _FRAMES)
+        png = draw_similarity(features, video.path, boundaries_seconds=found.seconds.tolist())
     except VideoError as error:  # it was there for its features: gone since, or its end cannot be jumped to
         return Section(video.name, [f"No picture: {error.reason}."], level=3)
-    matrix = features.self_similarity()
-    png = self_similarity(
-        matrix, features.start_seconds, found.duration_seconds, frames, boundaries_seconds=found.seconds.tolist()
-    )
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / f"{number:05d}-{Path(video.name).stem[:100]}.png") as temporary:
         temporary.write_bytes(png)
@@ -188,18 +179,19 @@ def _page(
     sections.append(_table(seen))
     if done.broken:
         broken: list[list[Cell]] = [[(path, ""), (reason, "")] for path, reason in done.broken[:_ROWS]]
-        sections.append(Section("Could not be read", table=Table(["video", "why"], broken)))
+        rest = _first(done.broken, "features.broken.csv")
+        sections.append(Section("Could not be read", rest, Table(["video", "why"], broken)))
     if shown_ones:
-        few = (
-            f"{len(shown_ones)} of {len(seen):,} videos, evenly spread over the list."
-            if len(shown_ones) < len(seen)
-            else ""
-        )
-        sections += [Section("Pictures", [few] if few else []), *shown_ones]
+        some = [f"{len(shown_ones)} of {len(seen):,} videos, evenly spread over the list."]
+        sections += [Section("Pictures", some if len(shown_ones) < len(seen) else []), *shown_ones]
     hours, minutes = divmod(round(total / 60), 60)
     length = f"{hours} h {minutes:02d} min" if hours else f"{minutes} min" if total >= 90 else f"{total:.0f} s"
     lead = f"{_count(len(seen), 'video')}, {length} in all, {number:,} boundaries; {done.num_features} features per moment."
     return render_page("What is in these videos", sections, out, lead=lead, footer=f"Weights: {weights}")
+
+
+def _first(items: Sequence[object], file: str) -> list[str]:
+    return [f"The first {_ROWS:,} of {len(items):,}; all are in {file}."] if len(items) > _ROWS else []
 
 
 def _table(seen: Sequence[_Seen]) -> Section:
@@ -215,17 +207,21 @@ def _table(seen: Sequence[_Seen]) -> Section:
                 (", ".join(times[:12]) + more, ""),
             ]
         )
-    rest = [f"The first {_ROWS:,} of {len(seen):,}; all are in boundaries.csv."] if len(seen) > _ROWS else []
-    return Section("Videos", rest, Table(["video", "length", "boundaries", "at (seconds)"], rows))
+    return Section(
+        "Videos", _first(seen, "boundaries.csv"), Table(["video", "length", "boundaries", "at (seconds)"], rows)
+    )
 
 
 def _neighbours(seen: Sequence[_Seen]) -> Section | None:
     """Some videos beside those whose features are nearest, or None where their pictures cannot be had."""
-    similarity = cosine_matrix(np.stack([video.feature for video in seen]).astype(np.float64))
-    np.fill_diagonal(similarity, -np.inf)
+    features = np.stack([video.feature for video in seen])
+    unit = features - features.mean(0)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True) + 1e-12
     rows = []
-    for query in sorted(_spread(len(seen), _QUERIES)):
-        nearest = np.argsort(-similarity[query], kind="stable")[: min(_NEAREST, len(seen) - 1)]
+    for query in sorted(_spread(len(seen), _QUERIES)):  # a matrix of all pairs might not fit in memory
+        similarity = unit @ unit[query]
+        similarity[query] = -np.inf
+        nearest = np.argsort(-similarity, kind="stable")[:_NEAREST]
         try:
             rows.append(Neighbours(_thumbnail(seen[query]), [_thumbnail(seen[place]) for place in nearest]))
         except VideoError:
