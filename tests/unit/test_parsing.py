@@ -74,7 +74,7 @@ def test_required_options_are_in_the_usage_line_and_flags_take_no_value(capsys, 
         main(["prepare", "--help"])
     usage = capsys.readouterr().out.splitlines()[0]
     assert usage.startswith("usage: timegrain prepare {kinetics400,ucf101,hmdb51,vidsitu,gebd,ava-kinetics} VIDEOS --")
-    assert re.search(r"--batch_size BATCH_SIZE\s.*\(default:\s+4\)", text, re.DOTALL)
+    assert re.search(r"--overlap OVERLAP\s.*?\(default:\s+0\.0\)", text, re.DOTALL)
 
 
 @pytest.mark.parametrize(
